@@ -1,0 +1,113 @@
+package integration
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/go-sql-driver/mysql"
+	"go.uber.org/goleak"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
+)
+
+// fixture is the server of a kind, started when the first test asks for it.
+type fixture struct {
+	once   sync.Once
+	server *testdb.Server
+	err    error
+}
+
+var fixtures = map[testdb.Kind]*fixture{testdb.MySQL: {}, testdb.MariaDB: {}}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for _, f := range fixtures {
+		if f.server != nil {
+			if err := f.server.Stop(); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				code = 1
+			}
+		}
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, "goroutines that the tests left behind:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// server returns the shared server of a kind. One that can't be had fails the
+// test, unless the user has named it in SKIP_SERVERS.
+func server(t testing.TB, kind testdb.Kind) *testdb.Server {
+	t.Helper()
+	if kind.Skipped() {
+		t.Skipf("%s is named in SKIP_SERVERS", kind)
+	}
+	f := fixtures[kind]
+	f.once.Do(func() { f.server, f.err = testdb.Open(context.Background(), kind) })
+	if f.err != nil {
+		t.Fatal(f.err)
+	}
+	return f.server
+}
+
+// private starts a server that the test may spoil.
+func private(t *testing.T, kind testdb.Kind, args ...string) *testdb.Server {
+	t.Helper()
+	if kind.Skipped() {
+		t.Skipf("%s is named in SKIP_SERVERS", kind)
+	}
+	if kind.EnvDSN() != "" {
+		t.Skipf("needs an instance of its own, and a DSN for %s was given", kind)
+	}
+	s, err := testdb.Start(t.Context(), kind, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// onEach runs a test on each kind of server.
+func onEach(t *testing.T, test func(t *testing.T, s *testdb.Server)) {
+	t.Helper()
+	for _, kind := range testdb.Kinds() {
+		t.Run(string(kind), func(t *testing.T) { test(t, server(t, kind)) })
+	}
+}
+
+// open returns a pool on s for the length of the test.
+func open(t testing.TB, s *testdb.Server, change ...func(*mysql.Config)) *sql.DB {
+	t.Helper()
+	db, err := testdb.OpenDB(s.DSN, func(c *mysql.Config) {
+		for _, f := range change {
+			f(c)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// conn takes a session for the length of the test.
+func conn(t testing.TB, db *sql.DB) *sql.Conn {
+	t.Helper()
+	c, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}

@@ -1,0 +1,64 @@
+package mysqlnamed
+
+import (
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+
+	"github.com/go-sql-driver/mysql"
+
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// classify gives an error of the driver or the server the meaning it has for a
+// lock, by number and never by text. Errors that mean nothing in particular are
+// returned as they are: the session is usable then.
+func classify(err error) error {
+	if err == nil || errors.Is(err, sql.ErrTxDone) {
+		return err
+	}
+	if errors.Is(err, mysql.ErrBusyBuffer) {
+		return fmt.Errorf("rows of a query are open on this conn, close them first: %w", err)
+	}
+	answer, ok := serverError(err)
+	if !ok {
+		// The driver closes the connection after any error of its own.
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, err)
+	}
+	switch answer.Number {
+	case 1317, // ER_QUERY_INTERRUPTED: KILL QUERY
+		3024, // ER_QUERY_TIMEOUT: MySQL's max_execution_time
+		1969: // ER_STATEMENT_TIMEOUT: MariaDB's max_statement_time
+		return fmt.Errorf("%w: %w", sqllock.ErrInterrupted, err)
+	case 3058, // ER_USER_LOCK_DEADLOCK: MySQL
+		1213: // ER_LOCK_DEADLOCK: MariaDB; the transaction goes on
+		return fmt.Errorf("%w: %w", sqllock.ErrDeadlock, err)
+	case 3057, // ER_USER_LOCK_WRONG_NAME: empty, or not utf8mb3
+		4163, // ER_USER_LOCK_OVERLONG_NAME: MySQL 8 and later
+		1059: // ER_TOO_LONG_IDENT: MariaDB
+		return fmt.Errorf("%w: %w", sqllock.ErrInvalidName, err)
+	case 1053, // ER_SERVER_SHUTDOWN
+		1927, // ER_CONNECTION_KILLED: MariaDB
+		3169, // ER_SESSION_WAS_KILLED: MySQL
+		4031: // ER_CLIENT_INTERACTION_TIMEOUT: MySQL's wait_timeout
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, err)
+	}
+	return err
+}
+
+// notSent reports whether err means that the session was over before the
+// statement could run on it.
+func notSent(err error) bool {
+	if errors.Is(err, driver.ErrBadConn) {
+		return true
+	}
+	_, answered := serverError(err)
+	return answered && errors.Is(err, sqllock.ErrSessionGone)
+}
+
+func serverError(err error) (*mysql.MySQLError, bool) {
+	var answer *mysql.MySQLError
+	ok := errors.As(err, &answer)
+	return answer, ok
+}

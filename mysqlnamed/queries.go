@@ -1,0 +1,78 @@
+package mysqlnamed
+
+import (
+	"encoding/hex"
+	"strconv"
+	"time"
+)
+
+// What GET_LOCK answers beside NULL, and what getLock adds.
+const (
+	granted       = 1
+	taken         = 0
+	heldBySession = -1
+)
+
+// literal returns a lock name as a hex literal: it means the same under every
+// sql_mode and character set, and needs no placeholder.
+func literal(key string) string {
+	return "X'" + hex.EncodeToString([]byte(key)) + "'"
+}
+
+// getLock finds re-entry in the statement that acquires: both servers evaluate
+// one branch of IF only.
+func getLock(key, timeout string) string {
+	n := literal(key)
+	return "IF(IS_USED_LOCK(" + n + ")=CONNECTION_ID(),-1,GET_LOCK(" + n + "," + timeout + "))"
+}
+
+// tryQuery also brings the session's id and what its kind is told by.
+func tryQuery(key string) string {
+	return "SELECT " + getLock(key, "0") + ",CONNECTION_ID(),VERSION(),@@read_only"
+}
+
+// waitQuery waits for at most d, which is positive. MySQL knows whole seconds
+// only, so there the hint cuts the statement short. The hint, and SET STATEMENT
+// on MariaDB, also keep a limit on execution time that is set for the session
+// from ending the wait early. MariaDB reads the mark as a comment, too.
+func waitQuery(key string, d time.Duration, mariaDB bool, mark string) string {
+	ms := max(d.Milliseconds(), 1)
+	if mariaDB {
+		seconds := strconv.FormatFloat(float64(ms)/1000, 'f', 3, 64)
+		return "SET STATEMENT max_statement_time=0 FOR SELECT /*" + mark + "*/ " + getLock(key, seconds)
+	}
+	seconds := strconv.FormatInt((ms+999)/1000, 10)
+	hint := "/*+ MAX_EXECUTION_TIME(" + strconv.FormatInt(ms, 10) + ") */"
+	return "SELECT " + hint + " /*" + mark + "*/ " + getLock(key, seconds)
+}
+
+// killQuery ends the statement with the mark on session id, and nothing else:
+// where it does not run, or the control pool leads to another server, the
+// argument is 0 and the error 1094. It is no placeholder because MySQL refuses
+// KILL as a prepared statement (6413).
+func killQuery(id int64, mark string) string {
+	session := strconv.FormatInt(id, 10)
+	return "KILL QUERY IF(EXISTS(SELECT 1 FROM information_schema.processlist WHERE id=" + session +
+		" AND info LIKE '%/*" + mark + "*/%')," + session + ",0)"
+}
+
+func releaseQuery(key string) string { return "SELECT RELEASE_LOCK(" + literal(key) + ")" }
+
+func checkQuery(key string) string {
+	return "SELECT IS_USED_LOCK(" + literal(key) + ")=CONNECTION_ID()"
+}
+
+// holderQuery asks for the lock and for its session in one statement, so that
+// an id is not looked up after it has changed hands. A user without the PROCESS
+// privilege sees its own sessions only; of others it gets the id.
+func holderQuery(key string) string {
+	return "SELECT h.id,COALESCE(p.user,''),COALESCE(p.host,''),COALESCE(p.db,''),COALESCE(p.command,'')," +
+		"UNIX_TIMESTAMP()-p.time FROM (SELECT IS_USED_LOCK(" + literal(key) + ") AS id) h" +
+		" LEFT JOIN information_schema.processlist p ON p.id=h.id"
+}
+
+// lookQuery names variables that do not exist on every server, which SHOW
+// leaves out where a SELECT would fail.
+const lookQuery = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('version','version_comment'," +
+	"'read_only','innodb_read_only','wsrep_on'," +
+	"'group_replication_group_name','group_replication_single_primary_mode')"

@@ -1,0 +1,143 @@
+package mysqlnamed
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/sqllock/go-sqllock/internal/session"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// kind is what two sessions have in common when one look serves for both.
+type kind struct {
+	version  string // VERSION()
+	readOnly string // @@read_only: it may change while a session lives
+}
+
+func (k kind) mariaDB() bool { return strings.Contains(k.version, "MariaDB") }
+
+// lookalikes are words in the version or version_comment of servers that are
+// neither MySQL nor MariaDB.
+var lookalikes = []string{ //nolint:gochecknoglobals // a constant, if Go had them
+	"dolt", "tidb", "vitess", "oceanbase", "singlestore", "memsql", "starrocks", "doris",
+	"clickhouse", "polardb-x", "greptime", "databend", "manticore", "sphinx",
+}
+
+// admitted reports whether sessions of kind k have passed a look.
+func (b *Backend) admitted(k kind) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.kinds[k]
+}
+
+func (b *Backend) admit(k kind) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.kinds[k] = true
+}
+
+// untried reports whether no kind has passed a look. No session may be tried
+// before one has: on the oldest servers that would free another lock.
+func (b *Backend) untried() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.kinds) == 0
+}
+
+// look asks the server what it is, and returns an error that matches
+// sqllock.ErrUnsupported if its locks are not to be trusted.
+func (b *Backend) look(ctx context.Context, conn *sql.Conn) error {
+	vars, err := variables(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if why := refuse(vars, b.allowed); why != "" {
+		return fmt.Errorf("%w: %s", sqllock.ErrUnsupported, why)
+	}
+	return nil
+}
+
+func variables(ctx context.Context, conn *sql.Conn) (map[string]string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
+	defer cancel()
+	vars := make(map[string]string)
+	err := session.Query(ctx, conn, lookQuery, func(values []driver.Value) error {
+		var name, value sql.NullString
+		if len(values) != 2 {
+			return fmt.Errorf("SHOW VARIABLES has %d columns", len(values))
+		}
+		if err := errors.Join(name.Scan(values[0]), value.Scan(values[1])); err != nil {
+			return err
+		}
+		vars[strings.ToLower(name.String)] = value.String
+		return nil
+	})
+	return vars, classify(err)
+}
+
+// refuse says why the locks of a server with these variables exclude less than
+// everybody, or "" if they don't, or if that is allowed.
+func refuse(vars map[string]string, allowed Risk) string {
+	version, comment := vars["version"], vars["version_comment"]
+	on := func(name string) bool { return vars[name] == "ON" || vars[name] == "1" }
+	switch {
+	case allowed&Lookalike == 0 && isLookalike(version+" "+comment):
+		return fmt.Sprintf("the server is not MySQL or MariaDB (version %q, %q), and its GET_LOCK has not been tried; "+
+			"mysqlnamed.Allow(mysqlnamed.Lookalike) accepts it", version, comment)
+	case allowed&OneLockPerSession == 0 && oneLockPerSession(version):
+		return fmt.Sprintf("on version %q a second GET_LOCK in a session silently frees the first; "+
+			"MySQL 5.7.5 and MariaDB 10.0.2 are the first without that; "+
+			"mysqlnamed.Allow(mysqlnamed.OneLockPerSession) accepts it", version)
+	case allowed&ReadOnly == 0 && (on("read_only") || on("innodb_read_only")):
+		return "the server is read-only, so probably a replica: its locks exclude nobody on the primary; " +
+			"connect to the primary; mysqlnamed.Allow(mysqlnamed.ReadOnly) accepts it"
+	case allowed&PerNode == 0 && on("wsrep_on"):
+		return "the server is a node of a Galera cluster (wsrep_on), and GET_LOCK excludes on one node only; " +
+			"if every process uses one and the same node, mysqlnamed.Allow(mysqlnamed.PerNode) accepts it"
+	case allowed&PerNode == 0 && vars["group_replication_group_name"] != "" && !on("group_replication_single_primary_mode"):
+		return "the server is one of several primaries of a replication group, and GET_LOCK excludes on one of them only; " +
+			"if every process uses one and the same, mysqlnamed.Allow(mysqlnamed.PerNode) accepts it"
+	case allowed&PerNode == 0 && strings.Contains(version, "-cluster"):
+		return "the server is one SQL node of an NDB Cluster, and GET_LOCK excludes on one node only; " +
+			"if every process uses one and the same node, mysqlnamed.Allow(mysqlnamed.PerNode) accepts it"
+	}
+	return ""
+}
+
+// isLookalike also finds a server that does not know its own version.
+func isLookalike(description string) bool {
+	description = strings.ToLower(strings.TrimSpace(description))
+	for _, word := range lookalikes {
+		if strings.Contains(description, word) {
+			return true
+		}
+	}
+	return description == ""
+}
+
+// oneLockPerSession compares with the first versions that count locks. MariaDB
+// once put "5.5.5-" in front of its version, for old replicas' sake. What can't
+// be read as a version is none of the old ones.
+func oneLockPerSession(version string) bool {
+	first := [3]int{5, 7, 5}
+	if strings.Contains(version, "MariaDB") {
+		first = [3]int{10, 0, 2}
+		version = strings.TrimPrefix(version, "5.5.5-")
+	}
+	numbers, _, _ := strings.Cut(version, "-")
+	for i, part := range strings.SplitN(numbers, ".", 3) {
+		n, err := strconv.Atoi(part)
+		if err != nil || n > first[i] {
+			return false
+		}
+		if n < first[i] {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,129 @@
+package sqllock
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// acquireTries is how many connections Do and TryDo take from the pool when
+// those they get turn out to be dead, as the pool does for its own queries.
+const acquireTries = 3
+
+// Do acquires name on a connection of its own from db, waiting until it is
+// granted or ctx ends, runs fn, and releases. It holds that one connection of
+// the pool from before the wait until after the release; fn works on others.
+//
+// fn gets a ctx that ends with ctx, and, with [ErrLost] as its cause, as soon
+// as the lock is known to be lost: the server is asked at the interval of
+// [WithCheckInterval]. fn should then stop. fn may release the lock early by
+// lock.Release; its ctx then ends with [ErrNotHeld] as the cause.
+//
+// Do returns the error of fn, and, joined to it, the error of a lock that was
+// lost or whose release could not be confirmed, in which case the connection
+// has been closed. If fn panics, or ends its goroutine, the lock is released
+// and the panic goes on. If the lock could not be acquired, fn has not run.
+func (k *Locker) Do(ctx context.Context, db *sql.DB, name string, fn func(ctx context.Context, lock *Lock) error) error {
+	return k.do(ctx, db, name, k.Lock, fn)
+}
+
+// TryDo is Do for work that is to be skipped when another session holds the
+// lock: it then returns false and no error at once, without having run fn. It
+// returns true whenever fn has run. It does not wait for the lock, but as long
+// as ctx allows for a connection of a pool that has none to spare.
+func (k *Locker) TryDo(ctx context.Context, db *sql.DB, name string, fn func(ctx context.Context, lock *Lock) error) (ran bool, err error) {
+	err = k.do(ctx, db, name, k.TryLock, func(ctx context.Context, lock *Lock) error {
+		ran = true
+		return fn(ctx, lock)
+	})
+	if !ran && errors.Is(err, ErrBusy) {
+		return false, nil
+	}
+	return ran, err
+}
+
+type acquireFunc func(ctx context.Context, conn *sql.Conn, name string) (*Lock, error)
+
+func (k *Locker) do(ctx context.Context, db *sql.DB, name string, acquire acquireFunc, fn func(context.Context, *Lock) error) error {
+	var lock *Lock
+	for try := 1; lock == nil; try++ {
+		conn, err := k.conn(ctx, db, name)
+		if err != nil {
+			return err
+		}
+		defer conn.Close() //nolint:errcheck // a session that was discarded says so here once more
+
+		lock, err = acquire(ctx, conn, name)
+		if err != nil && (try == acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone)) {
+			return err
+		}
+	}
+	return k.run(ctx, lock, fn)
+}
+
+// conn takes a connection from db. Its errors are read by people who wonder
+// which of their pools is empty.
+func (k *Locker) conn(ctx context.Context, db *sql.DB, name string) (*sql.Conn, error) {
+	fail := func(err error) (*sql.Conn, error) { return nil, &OpError{Op: "do", Name: name, Err: err} }
+	if db == nil {
+		return fail(errors.New("the *sql.DB is nil"))
+	}
+	conn, err := db.Conn(ctx)
+	if err == nil {
+		return conn, nil
+	}
+	if s := db.Stats(); ctx.Err() != nil && s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
+		return fail(fmt.Errorf("no connection for the lock: all %d of the pool (MaxOpenConns) were in use: %w",
+			s.MaxOpenConnections, endOf(ctx)))
+	}
+	return fail(fmt.Errorf("no connection for the lock: %w", err))
+}
+
+// run runs fn under a lock that is held, and releases it.
+func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *Lock) error) (err error) {
+	fnCtx, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		lock.watch(fnCtx, cancel)
+	}()
+	defer func() {
+		cancel(nil)
+		<-watched
+		released := lock.Release(ctx)
+		switch {
+		case released == nil || errors.Is(released, ErrNotHeld):
+		case err == nil:
+			err = released
+		default:
+			err = fmt.Errorf("%w (and %w)", err, released)
+		}
+	}()
+	return fn(fnCtx, lock)
+}
+
+// watch ends ctx, with the cause, when the lock ends, and finds out that it
+// was lost. It returns when ctx ends.
+func (l *Lock) watch(ctx context.Context, cancel context.CancelCauseFunc) {
+	var tick <-chan time.Time
+	if interval := l.locker.checkInterval; interval > 0 {
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		tick = ticker.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.Done():
+			cancel(l.Err())
+			return
+		case <-tick:
+			// A loss closes Done; where the server could not be asked, the
+			// next tick asks again.
+			_ = l.Check(ctx)
+		}
+	}
+}

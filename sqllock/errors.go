@@ -1,0 +1,74 @@
+package sqllock
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+)
+
+var (
+	// ErrBusy is returned by TryLock when another session holds the name, and,
+	// together with the error of the ctx, by Lock when it held the name until
+	// the wait ended. The session is unharmed and holds nothing new.
+	ErrBusy = errors.New("sqllock: another session holds the lock")
+
+	// ErrHeld is returned by TryLock and Lock when the session under the conn
+	// holds the name already, or is acquiring it in another goroutine. The
+	// lock that is there stays as it is; no second reference is taken.
+	ErrHeld = errors.New("sqllock: this session holds the lock already")
+
+	// ErrNotHeld is returned by the calls on a handle that has been released,
+	// and by Holder when nobody holds the name.
+	ErrNotHeld = errors.New("sqllock: the lock is not held")
+
+	// ErrLost is returned by every call on a handle whose lock is gone without
+	// having been released: its session ended, or something else freed it.
+	// Another session may hold the lock by now.
+	ErrLost = errors.New("sqllock: the lock was lost")
+
+	// ErrUnknown is returned by Check when the server could not be asked (the
+	// handle goes on) and by Release when the server did not confirm it. In the
+	// second case the session has been closed, so the server frees the lock as
+	// soon as it notices; the handle has ended.
+	ErrUnknown = errors.New("sqllock: could not tell whether the lock was held")
+
+	// ErrSessionGone is returned when the session under the conn is over:
+	// broken, killed, or closed because its state could not be trusted any
+	// more. It holds nothing. Close the conn and take another one.
+	ErrSessionGone = errors.New("sqllock: the session is gone")
+
+	// ErrInterrupted is returned by TryLock and Lock when the statement was
+	// ended from outside, by KILL QUERY or a limit on execution time. The
+	// session is usable and does not hold the lock.
+	ErrInterrupted = errors.New("sqllock: the statement was interrupted on the server")
+
+	// ErrDeadlock is returned by Lock when waiting would close a cycle of
+	// sessions that wait for each other. The session keeps what it had.
+	// Release what it holds, then try again.
+	ErrDeadlock = errors.New("sqllock: deadlock")
+
+	// ErrInvalidName is returned for a name that can't be locked. Nothing has
+	// been sent to the server.
+	ErrInvalidName = errors.New("sqllock: invalid lock name")
+
+	// ErrUnsupported is returned when the server can't keep the promises of
+	// the backend; the text says why. Nothing is held.
+	ErrUnsupported = errors.New("sqllock: not supported by this server")
+)
+
+// OpError says which operation on which lock failed. Every error of a [Locker]
+// or a [Lock] is one.
+type OpError struct {
+	Op   string // "lock", "try lock", "check", "release", "holder" or "do"
+	Name string // the name as the caller gave it
+	Err  error  // why; match it with errors.Is
+}
+
+// Error returns operation, name and cause on one line.
+func (e *OpError) Error() string {
+	cause := strings.TrimPrefix(e.Err.Error(), "sqllock: ")
+	return "sqllock: " + e.Op + " " + strconv.Quote(e.Name) + ": " + cause
+}
+
+// Unwrap returns the cause.
+func (e *OpError) Unwrap() error { return e.Err }

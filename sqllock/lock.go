@@ -1,0 +1,150 @@
+package sqllock
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// Lock is a handle on one acquisition of a name. It is safe for concurrent use.
+// Its calls share the conn with the caller's statements: they wait for one that
+// is running, and must not be made while rows of a query on that conn are open.
+type Lock struct {
+	locker *Locker
+	conn   *sql.Conn
+	name   string
+	grant  Grant
+	done   chan struct{}
+
+	mu        sync.Mutex // guards the following; not held across I/O
+	releasing bool       // a Release has begun: it alone says how the lock ended
+	err       error      // how the lock ended
+}
+
+// Name returns the name that the lock was acquired under.
+func (l *Lock) Name() string { return l.name }
+
+// Grant returns what the backend granted: the key on the server and the id of
+// the session that holds it.
+func (l *Lock) Grant() Grant { return l.grant }
+
+// Done returns a channel that is closed when the lock has been released, or is
+// known to be lost. A loss becomes known when the server is asked: by Check, by
+// Release, or by the watch that Do keeps.
+func (l *Lock) Done() <-chan struct{} { return l.done }
+
+// Err returns nil until Done is closed, then how the lock ended: an error that
+// matches [ErrNotHeld] if it was released, [ErrLost] if it was lost, and
+// [ErrUnknown] if its release could not be confirmed.
+func (l *Lock) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// end records how the lock ended, unless that is known already.
+func (l *Lock) end(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.endLocked(err)
+}
+
+func (l *Lock) endLocked(err error) {
+	if l.err == nil {
+		l.err = err
+		close(l.done)
+	}
+}
+
+// Check asks the server whether the lock is still held, in one round trip: nil
+// if it is, and an error that matches [ErrLost] if it is not, [ErrNotHeld] if
+// it has been released, or [ErrUnknown] if the server could not be asked.
+//
+// A ctx that has ended is returned as such, together with ErrUnknown, without
+// asking. The statement itself is not cut short by ctx, since that would close
+// the session and lose the lock; it has a bound of some seconds of its own.
+func (l *Lock) Check(ctx context.Context) error {
+	return l.fail("check", l.check(ctx))
+}
+
+func (l *Lock) check(ctx context.Context) error {
+	if err := l.Err(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", ErrUnknown, endOf(ctx))
+	}
+	err := l.locker.backend.Check(ctx, l.conn, l.grant)
+	if err != nil && !errors.Is(err, ErrLost) {
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	l.mu.Lock()
+	if l.releasing {
+		// The answer is of a moment before or after the release.
+		l.mu.Unlock()
+		<-l.done
+		return l.Err()
+	}
+	if err != nil {
+		l.endLocked(err)
+	}
+	l.mu.Unlock()
+	if err != nil {
+		l.locker.forget(l)
+	}
+	return err
+}
+
+// Release frees the lock, in one round trip. It works with a ctx that has
+// ended, of which it uses only the values, and takes some seconds at most when
+// the server does not answer; it waits for a statement that is running on the
+// conn. In an open transaction it frees the lock before the commit.
+//
+// It returns nil if this call freed the lock; an error that matches
+// [ErrNotHeld] if an earlier call did; [ErrLost] if the lock was gone before;
+// and [ErrUnknown] if the server did not confirm, in which case the session has
+// been closed rather than left with a lock in it. It never frees a lock that
+// was acquired after this one. Whatever it returns, the handle has ended.
+//
+// Release before closing the conn: a conn that has been closed is back in its
+// pool, out of reach, with the lock in it.
+func (l *Lock) Release(ctx context.Context) error {
+	l.mu.Lock()
+	if l.releasing || l.err != nil {
+		l.mu.Unlock()
+		<-l.done
+		return l.fail("release", l.Err())
+	}
+	l.releasing = true
+	l.mu.Unlock()
+
+	err := l.locker.backend.Release(context.WithoutCancel(ctx), l.conn, l.grant)
+	switch {
+	case err == nil:
+	case errors.Is(err, sql.ErrConnDone):
+		err = fmt.Errorf("%w: %w: the conn was closed before the lock was released; "+
+			"its session went back to the pool and may hold the lock until it ends", ErrUnknown, err)
+	case errors.Is(err, ErrSessionGone) || !errors.Is(err, ErrLost):
+		l.locker.forget(l)
+		l.locker.discard(l.conn)
+		if !errors.Is(err, ErrLost) {
+			err = fmt.Errorf("%w: the release was not confirmed, so the session was closed: %w", ErrUnknown, err)
+		}
+	}
+	l.locker.forget(l)
+	if err == nil {
+		l.end(fmt.Errorf("%w: it has been released", ErrNotHeld))
+		return nil
+	}
+	l.end(err)
+	return l.fail("release", err)
+}
+
+func (l *Lock) fail(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &OpError{Op: op, Name: l.name, Err: err}
+}

@@ -1,0 +1,16 @@
+// Package locktest is the conformance suite of lock backends: what the guarantees
+// of sqllock mean, played on a real server. A backend passes it by
+//
+//	func TestConformance(t *testing.T) {
+//		locktest.Run(t, locktest.Config{
+//			Backend: mybackend.New(),
+//			Open:    func(t *testing.T) *sql.DB { … },
+//			Kill:    func(ctx context.Context, db *sql.DB, session int64) error { … },
+//			Waiters: func(ctx context.Context, db *sql.DB, key string) (int, error) { … },
+//		})
+//	}
+//
+// The suite takes names that nobody else uses, so it may share a server. Its
+// tests run one after another, since one of them looks for goroutines that were
+// left behind. No test asserts how fast something is.
+package locktest
