@@ -171,21 +171,39 @@ func (b *Backend) interrupt(ctx context.Context, id int64, mark string, answered
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTime)
 	defer cancel()
+	err := b.killUntil(ctx, id, mark, answered)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("the wait of session %d went on for %v, or could not be seen: "+
+			"does the control pool lead to the same server, and has it a connection to spare?", id, killTime)
+	}
+	return err
+}
+
+func (b *Backend) killUntil(ctx context.Context, id int64, mark string, answered <-chan struct{}) error {
+	control, err := b.control.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer control.Close() //nolint:errcheck // the KILL is what counts
 	pause := time.NewTicker(killPause)
 	defer pause.Stop()
 	for {
-		// 1094 says that the statement does not run: not yet, or not any more.
-		_, err := b.control.ExecContext(ctx, killQuery(id, mark))
-		if err != nil && number(err) != unknownThread {
+		var running int
+		if err := control.QueryRowContext(ctx, markedQuery(id, mark)).Scan(&running); err != nil {
 			return err
+		}
+		if running > 0 {
+			// 1094: the session has ended in the meantime.
+			if _, err := control.ExecContext(ctx, killQuery(id)); err != nil && number(err) != unknownThread {
+				return err
+			}
 		}
 		select {
 		case <-answered:
 			return nil
 		case <-pause.C:
 		case <-ctx.Done():
-			return fmt.Errorf("KILL QUERY did not end the statement of session %d within %v; does the control pool lead to the same server? %w",
-				id, killTime, ctx.Err())
+			return ctx.Err()
 		}
 	}
 }
@@ -221,7 +239,7 @@ func afterTry(ctx context.Context, conn *sql.Conn, key string, err error) error 
 
 // Release frees g in one round trip.
 func (b *Backend) Release(ctx context.Context, conn *sql.Conn, g sqllock.Grant) error {
-	if err := session.Alive(ctx, conn); err != nil {
+	if err := session.Alive(ctx, conn); err != nil && !errors.Is(err, sql.ErrConnDone) {
 		return fmt.Errorf("%w: %w: %w", sqllock.ErrLost, sqllock.ErrSessionGone, err)
 	}
 	var freed sql.NullBool

@@ -40,9 +40,9 @@
 //     a second. With it, KILL QUERY ends the wait at once. In both cases
 //     Acquire then sends RELEASE_LOCK, since the grant may have come at the same
 //     moment; the session stays, without the lock.
-//   - KILL QUERY must not hit a later statement of the caller's. The KILL names
-//     a mark in the text of the statement that it is for, and is repeated until
-//     that statement has ended; Acquire does not return before the KILL has been
+//   - KILL QUERY must not hit a later statement of the caller's. It is sent once
+//     the statement, found by a mark in its text, is seen running, again until
+//     it has ended; Acquire does not return before the KILL has been
 //     answered, and the RELEASE_LOCK comes after it. Where it is not answered, or
 //     does not end the statement, the session is closed: ErrSessionGone.
 //   - Somebody else interrupts the wait (KILL QUERY, a limit on execution time

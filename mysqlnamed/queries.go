@@ -46,15 +46,17 @@ func waitQuery(key string, d time.Duration, mariaDB bool, mark string) string {
 	return "SELECT " + hint + " /*" + mark + "*/ " + getLock(key, seconds)
 }
 
-// killQuery ends the statement with the mark on session id, and nothing else:
-// where it does not run, or the control pool leads to another server, the
-// argument is 0 and the error 1094. It is no placeholder because MySQL refuses
-// KILL as a prepared statement (6413).
-func killQuery(id int64, mark string) string {
-	session := strconv.FormatInt(id, 10)
-	return "KILL QUERY IF(EXISTS(SELECT 1 FROM information_schema.processlist WHERE id=" + session +
-		" AND info LIKE '%/*" + mark + "*/%')," + session + ",0)"
+// markedQuery looks for the statement with the mark on session id. It is not
+// found where it does not run, or where the control pool leads to another
+// server.
+func markedQuery(id int64, mark string) string {
+	return "SELECT COUNT(*) FROM information_schema.processlist WHERE id=" + strconv.FormatInt(id, 10) +
+		" AND info LIKE '%/*" + mark + "*/%'"
 }
+
+// killQuery has the id in its text because MySQL refuses KILL as a prepared
+// statement (6413).
+func killQuery(id int64) string { return "KILL QUERY " + strconv.FormatInt(id, 10) }
 
 func releaseQuery(key string) string { return "SELECT RELEASE_LOCK(" + literal(key) + ")" }
 

@@ -40,7 +40,7 @@ func OddNames() []string {
 	return []string{
 		"a", " ", "a ", " a", "a  ", "'", "''", `"`, "`", `\`, `\\`, `\'`, "%", "_", ";--", "/*", "*/", "?", "$1", "a:b", "a::b", ":",
 		"nul\x00", "nul", "nul\x00x", "tab\t", "line\n", "\r\n", "\x7f", "\x1b[0m",
-		"café", "cafe", "cafe\u0301", "é", "É", "ß", "ss", "Я", "K", "k", "😀", "😁", "日本", "日本語", "\xff", "\xfe\xff", "\xc3", "\xc3(",
+		"café", "cafe", "cafe\u0301", "é", "É", "ß", "ss", "Я", "я", "\u212a", "k", "😀", "😁", "日本", "日本語", "\xff", "\xfe\xff", "\xc3", "\xc3(",
 		strings.Repeat("x", 63), strings.Repeat("x", 64), strings.Repeat("x", 65), strings.Repeat("x", 1000),
 		strings.Repeat("x", 64) + "y", strings.Repeat("é", 32), strings.Repeat("é", 33), strings.Repeat("😀", 64),
 		"x~0123456789abcdefghijklmnop", "~0123456789abcdefghijklmnop", "~", "x~",
