@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"fmt"
+	"regexp"
+	"testing"
+	"time"
+
+	gomysqllock "github.com/sanketplus/go-mysql-lock"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
+	"github.com/sqllock/go-sqllock/mysqlnamed"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// row is a comparison that can be picked by its name.
+type row struct {
+	name    string
+	target  *float64
+	measure func(ctx context.Context, s *testdb.Server) (result, error)
+}
+
+const (
+	turns   = 4000
+	handOff = 400
+	name    = "bench"
+)
+
+var literal = "X'" + hex.EncodeToString([]byte(name)) + "'" //nolint:gochecknoglobals // a constant, if Go had them
+
+func rows(kind testdb.Kind, pick *regexp.Regexp) []row {
+	atMost := func(ratio float64) *float64 { return &ratio }
+	all := []row{
+		{"acquire and release / two DO 1", nil, againstDo},
+		{"acquire and release / raw literal GET_LOCK and RELEASE_LOCK", atMost(1.3), againstLiteral},
+		{"acquire and release / raw GET_LOCK(?) and RELEASE_LOCK(?)", atMost(1), againstPlaceholder},
+		{"lock from the pool / go-mysql-lock", atMost(0.5), againstGoMySQLLock},
+		{"hand-off p50 / raw GET_LOCK", atMost(1.2), handOffQuantile(0.5)},
+		{"hand-off p99 / raw GET_LOCK", nil, handOffQuantile(0.99)},
+		{"allocations / raw literal GET_LOCK and RELEASE_LOCK", nil, allocations},
+	}
+	var picked []row
+	for _, r := range all {
+		if r.name = string(kind) + ": " + r.name; pick.MatchString(r.name) {
+			picked = append(picked, r)
+		}
+	}
+	return picked
+}
+
+// bench is a pool and what the sides do on it.
+type bench struct {
+	ctx    context.Context //nolint:containedctx // for the length of one row
+	db     *sql.DB
+	conn   *sql.Conn
+	locker *sqllock.Locker
+}
+
+// with opens a pool for f, and a session of it.
+func with(ctx context.Context, s *testdb.Server, f func(b *bench) (result, error)) (res result, err error) {
+	db, err := testdb.OpenDB(s.DSN, nil)
+	if err != nil {
+		return res, err
+	}
+	defer db.Close() //nolint:errcheck // nothing depends on it
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return res, err
+	}
+	defer conn.Close() //nolint:errcheck // as above
+	return f(&bench{ctx, db, conn, sqllock.New(mysqlnamed.New())})
+}
+
+func timed(f func() error) func() (time.Duration, error) {
+	return func() (time.Duration, error) {
+		start := time.Now()
+		err := f()
+		return time.Since(start), err
+	}
+}
+
+func (b *bench) ours() error {
+	l, err := b.locker.Lock(b.ctx, b.conn, name)
+	if err != nil {
+		return err
+	}
+	return l.Release(b.ctx)
+}
+
+// raw asks for a lock verdict, which has to be 1.
+func raw(ctx context.Context, conn *sql.Conn, query string, args ...any) error {
+	var verdict sql.NullInt64
+	if err := conn.QueryRowContext(ctx, query, args...).Scan(&verdict); err != nil {
+		return err
+	}
+	if verdict.Int64 != 1 {
+		return fmt.Errorf("%s: %v", query, verdict)
+	}
+	return nil
+}
+
+func (b *bench) literal() error {
+	if err := raw(b.ctx, b.conn, "SELECT GET_LOCK("+literal+", 10)"); err != nil {
+		return err
+	}
+	return raw(b.ctx, b.conn, "SELECT RELEASE_LOCK("+literal+")")
+}
+
+func againstDo(ctx context.Context, s *testdb.Server) (result, error) {
+	return with(ctx, s, func(b *bench) (result, error) {
+		ours, floor, err := takeTurns(turns, timed(b.ours), timed(func() error {
+			for range 2 {
+				if _, err := b.conn.ExecContext(ctx, "DO 1"); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+		if err != nil {
+			return result{}, err
+		}
+		return compare(ours, floor, 0.5, "DO 1, DO 1:"), nil
+	})
+}
+
+func againstLiteral(ctx context.Context, s *testdb.Server) (result, error) {
+	return with(ctx, s, func(b *bench) (result, error) {
+		ours, peer, err := takeTurns(turns, timed(b.ours), timed(b.literal))
+		if err != nil {
+			return result{}, err
+		}
+		return compare(ours, peer, 0.5, "raw:"), nil
+	})
+}
+
+func againstPlaceholder(ctx context.Context, s *testdb.Server) (result, error) {
+	return with(ctx, s, func(b *bench) (result, error) {
+		ours, peer, err := takeTurns(turns, timed(b.ours), timed(func() error {
+			if err := raw(ctx, b.conn, "SELECT GET_LOCK(?, 10)", name); err != nil {
+				return err
+			}
+			return raw(ctx, b.conn, "SELECT RELEASE_LOCK(?)", name)
+		}))
+		if err != nil {
+			return result{}, err
+		}
+		return compare(ours, peer, 0.5, "raw, default DSN:"), nil
+	})
+}
+
+// againstGoMySQLLock has both sides take a connection from a pool and put it
+// back, as go-mysql-lock always does.
+func againstGoMySQLLock(ctx context.Context, s *testdb.Server) (result, error) {
+	return with(ctx, s, func(b *bench) (result, error) {
+		peer := gomysqllock.NewMysqlLocker(b.db)
+		ours, theirs, err := takeTurns(turns, timed(func() error {
+			return b.locker.Do(ctx, b.db, name, func(context.Context, *sqllock.Lock) error { return nil })
+		}), timed(func() error {
+			l, err := peer.ObtainTimeoutContext(ctx, name, 10)
+			if err != nil {
+				return err
+			}
+			return l.Release()
+		}))
+		if err != nil {
+			return result{}, err
+		}
+		return compare(ours, theirs, 0.5, "go-mysql-lock:"), nil
+	})
+}
+
+// handOffQuantile measures from before the release to the return of a waiter
+// that waits on the server.
+func handOffQuantile(q float64) func(context.Context, *testdb.Server) (result, error) {
+	return func(ctx context.Context, s *testdb.Server) (result, error) {
+		return with(ctx, s, func(b *bench) (result, error) {
+			waiter, err := b.db.Conn(ctx)
+			if err != nil {
+				return result{}, err
+			}
+			defer waiter.Close() //nolint:errcheck // nothing depends on it
+			ours := func() (time.Duration, error) {
+				l, err := b.locker.Lock(ctx, b.conn, name)
+				if err != nil {
+					return 0, err
+				}
+				var next *sqllock.Lock
+				d, err := handed(func() (err error) {
+					next, err = b.locker.Lock(ctx, waiter, name)
+					return err
+				}, func() error { return l.Release(ctx) })
+				if err != nil {
+					return 0, err
+				}
+				return d, next.Release(ctx)
+			}
+			peer := func() (time.Duration, error) {
+				get, release := "SELECT GET_LOCK("+literal+", 10)", "SELECT RELEASE_LOCK("+literal+")"
+				if err := raw(ctx, b.conn, get); err != nil {
+					return 0, err
+				}
+				d, err := handed(func() error { return raw(ctx, waiter, get) }, func() error { return raw(ctx, b.conn, release) })
+				if err != nil {
+					return 0, err
+				}
+				return d, raw(ctx, waiter, release)
+			}
+			o, p, err := takeTurns(handOff, ours, peer)
+			if err != nil {
+				return result{}, err
+			}
+			return compare(o, p, q, "raw:"), nil
+		})
+	}
+}
+
+// handed starts a wait, gives it time to reach the server, and releases. It
+// returns what passed from there to the end of the wait.
+func handed(wait, release func() error) (time.Duration, error) {
+	type end struct {
+		at  time.Time
+		err error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		err := wait()
+		ended <- end{time.Now(), err}
+	}()
+	time.Sleep(2 * time.Millisecond)
+	start := time.Now()
+	if err := release(); err != nil {
+		return 0, err
+	}
+	e := <-ended
+	return e.at.Sub(start), e.err
+}
+
+func allocations(ctx context.Context, s *testdb.Server) (result, error) {
+	return with(ctx, s, func(b *bench) (result, error) {
+		var failed error
+		count := func(f func() error) float64 {
+			return testing.AllocsPerRun(1000, func() {
+				if err := f(); err != nil {
+					failed = err
+				}
+			})
+		}
+		ours, peer := count(b.ours), count(b.literal)
+		return result{Ours: fmt.Sprintf("%.0f", ours), Peer: fmt.Sprintf("raw: %.0f", peer), Ratio: ours / peer}, failed
+	})
+}

@@ -1,0 +1,103 @@
+// Command demo plays the case that locks are needed for most often: a job that
+// cron starts on every web server, and that must run once.
+//
+// The web servers are processes of the operating system, which fire the monthly
+// invoice job at one moment against one database. The one that got the lock is
+// killed half-way by SIGKILL; the next firing takes over. Then the same runs
+// without the lock.
+//
+// The database is the one that the environment variable DSN names, or an
+// in-process one.
+package main
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/go-sql-driver/mysql"
+
+	"github.com/sqllock/go-sqllock/integration/internal/inprocess"
+	"github.com/sqllock/go-sqllock/mysqlnamed"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// What the director tells its web servers by way of the environment.
+const (
+	nameEnv = "SQLLOCK_DEMO_WEB_SERVER"
+	dsnEnv  = "SQLLOCK_DEMO_DSN"
+	likeEnv = "SQLLOCK_DEMO_LOOKALIKE"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt) //nolint:forbidigo // main
+	var err error
+	if name := os.Getenv(nameEnv); name != "" {
+		err = webServer(ctx, name, os.Getenv(dsnEnv), os.Stdin, os.Stdout)
+	} else {
+		err = demo(ctx, os.Getenv("DSN"), os.Stdout)
+	}
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+}
+
+// newLocker returns what the web servers and the director use.
+func newLocker() *sqllock.Locker {
+	var opts []mysqlnamed.Option
+	if os.Getenv(likeEnv) != "" {
+		opts = append(opts, mysqlnamed.Allow(mysqlnamed.Lookalike))
+	}
+	return sqllock.New(mysqlnamed.New(opts...), sqllock.WithNamespace("sqllock-demo"))
+}
+
+// place is the database that the demo plays in.
+type place struct {
+	dsn      string // with a default database
+	what     string // for people
+	inMemory bool   // not a real server
+	cleaning func() error
+}
+
+// findPlace opens the user's database, or starts one.
+func findPlace(ctx context.Context, dsn string) (*place, error) {
+	if dsn == "" {
+		dsn, stop, err := inprocess.Start(ctx)
+		if err != nil {
+			return nil, err
+		}
+		what := "an in-process MySQL (go-mysql-server); DSN='user:password@tcp(127.0.0.1:3306)/database' takes your own server"
+		return &place{dsn: dsn, what: what, inMemory: true, cleaning: stop}, os.Setenv(likeEnv, "1")
+	}
+	cfg, err := mysql.ParseDSN(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("the DSN in the environment: %w (it looks like user:password@tcp(127.0.0.1:3306)/database)", err)
+	}
+	p := &place{cleaning: func() error { return nil }}
+	if cfg.DBName == "" {
+		// Without a database in it the DSN is of somebody who may make one.
+		db, err := sql.Open("mysql", dsn) //nolint:forbidigo // the demo's own
+		if err != nil {
+			return nil, err
+		}
+		if err := db.PingContext(ctx); err != nil {
+			return nil, fmt.Errorf("the server of the DSN can't be reached: %w", err)
+		}
+		if _, err := db.ExecContext(ctx, "CREATE DATABASE IF NOT EXISTS sqllock_demo"); err != nil {
+			return nil, fmt.Errorf("the DSN names no database, and making one failed: %w", err)
+		}
+		cfg.DBName = "sqllock_demo"
+		p.cleaning = func() error {
+			_, err := db.ExecContext(context.WithoutCancel(ctx), "DROP DATABASE sqllock_demo")
+			_ = db.Close()
+			return err
+		}
+	}
+	p.dsn = cfg.FormatDSN()
+	p.what = fmt.Sprintf("your server at %s, database %s", cfg.Addr, cfg.DBName)
+	return p, nil
+}
