@@ -237,19 +237,21 @@ func afterTry(ctx context.Context, conn *sql.Conn, key string, err error) error 
 	return err
 }
 
-// Release frees g in one round trip.
+// Release frees g in one round trip. The driver is asked first whether the
+// server has closed the connection, which tells a lock that was lost before
+// from one whose release was cut off.
 func (b *Backend) Release(ctx context.Context, conn *sql.Conn, g sqllock.Grant) error {
-	if err := session.Alive(ctx, conn); err != nil && !errors.Is(err, sql.ErrConnDone) {
-		return fmt.Errorf("%w: %w: %w", sqllock.ErrLost, sqllock.ErrSessionGone, err)
-	}
-	var freed sql.NullBool
-	err := ask(ctx, conn, releaseQuery(g.Key), &freed)
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	var freed sql.NullInt64
+	alive, err := session.AliveRow(ctx, conn, releaseQuery(g.Key), &freed)
+	err = understood(ctx, err)
 	switch {
-	case notSent(err):
+	case !alive || notSent(err):
 		return fmt.Errorf("%w: %w", sqllock.ErrLost, err)
 	case err != nil:
 		return err
-	case !freed.Bool:
+	case freed.Int64 != granted:
 		return fmt.Errorf("%w: the session did not hold it any more", sqllock.ErrLost)
 	}
 	return nil
@@ -301,6 +303,11 @@ func ask(ctx context.Context, q sqllock.Querier, query string, dest ...sql.Scann
 	} else {
 		err = session.Scan(q.QueryRowContext(ctx, query), dest...)
 	}
+	return understood(ctx, err)
+}
+
+// understood is classify for a statement whose bound was that of ctx.
+func understood(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return fmt.Errorf("%w: the server did not answer within %v", sqllock.ErrSessionGone, answerTime)
 	}

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // called "job".
 const (
 	look    = "SHOW GLOBAL VARIABLES"
-	try     = "SELECT IF(IS_USED_LOCK(X'6a6f62')=CONNECTION_ID(),-1,GET_LOCK(X'6a6f62',0)),CONNECTION_ID(),VERSION(),@@read_only"
+	try     = "SELECT IF(IS_USED_LOCK(X'6a6f62')=CONNECTION_ID(),-1,GET_LOCK(X'6a6f62',0)) v,CONNECTION_ID() c,VERSION() s,@@read_only r"
 	wait    = "IF(IS_USED_LOCK(X'6a6f62')=CONNECTION_ID(),-1,GET_LOCK(X'6a6f62',"
 	release = "SELECT RELEASE_LOCK(X'6a6f62')"
 	check   = "SELECT IS_USED_LOCK(X'6a6f62')=CONNECTION_ID()"
@@ -82,7 +82,9 @@ func (s *server) variables(pairs ...string) {
 	s.ExpectQuery(look).WillReturnRows(rows)
 }
 
-func (s *server) admitted() { s.variables("version", "9.7.4", "version_comment", "(Debian)", "read_only", "OFF") }
+func (s *server) admitted() {
+	s.variables("version", "9.7.4", "version_comment", "(Debian)", "read_only", "OFF")
+}
 
 func (s *server) tried(verdict driver.Value) { s.answer(try, verdict, 7, "9.7.4", "0") }
 

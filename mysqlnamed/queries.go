@@ -26,9 +26,10 @@ func getLock(key, timeout string) string {
 	return "IF(IS_USED_LOCK(" + n + ")=CONNECTION_ID(),-1,GET_LOCK(" + n + "," + timeout + "))"
 }
 
-// tryQuery also brings the session's id and what its kind is told by.
+// tryQuery also brings the session's id and what its kind is told by. The short
+// aliases keep the expressions out of the answer's column names.
 func tryQuery(key string) string {
-	return "SELECT " + getLock(key, "0") + ",CONNECTION_ID(),VERSION(),@@read_only"
+	return "SELECT " + getLock(key, "0") + " v,CONNECTION_ID() c,VERSION() s,@@read_only r"
 }
 
 // waitQuery waits for at most d, which is positive. MySQL knows whole seconds
@@ -58,10 +59,10 @@ func markedQuery(id int64, mark string) string {
 // statement (6413).
 func killQuery(id int64) string { return "KILL QUERY " + strconv.FormatInt(id, 10) }
 
-func releaseQuery(key string) string { return "SELECT RELEASE_LOCK(" + literal(key) + ")" }
+func releaseQuery(key string) string { return "SELECT RELEASE_LOCK(" + literal(key) + ") v" }
 
 func checkQuery(key string) string {
-	return "SELECT IS_USED_LOCK(" + literal(key) + ")=CONNECTION_ID()"
+	return "SELECT IS_USED_LOCK(" + literal(key) + ")=CONNECTION_ID() v"
 }
 
 // holderQuery asks for the lock and for its session in one statement, so that

@@ -84,14 +84,11 @@ func (k *Locker) conn(ctx context.Context, db *sql.DB, name string) (*sql.Conn, 
 // run runs fn under a lock that is held, and releases it.
 func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *Lock) error) (err error) {
 	fnCtx, cancel := context.WithCancelCause(ctx)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		lock.watch(fnCtx, cancel)
-	}()
+	lock.whenEnded(cancel)
+	stopWatch := k.watch(fnCtx, lock)
 	defer func() {
 		cancel(nil)
-		<-watched
+		stopWatch()
 		released := lock.Release(ctx)
 		switch {
 		case released == nil || errors.Is(released, ErrNotHeld):
@@ -104,26 +101,31 @@ func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *
 	return fn(fnCtx, lock)
 }
 
-// watch ends ctx, with the cause, when the lock ends, and finds out that it
-// was lost. It returns when ctx ends.
-func (l *Lock) watch(ctx context.Context, cancel context.CancelCauseFunc) {
-	var tick <-chan time.Time
-	if interval := l.locker.checkInterval; interval > 0 {
-		ticker := time.NewTicker(interval)
-		defer ticker.Stop()
-		tick = ticker.C
+// watch finds out when lock is lost, which ends it. A function that is done
+// before the first interval is over costs no goroutine. The returned function
+// is called after ctx has ended; it returns when the watch is over.
+func (k *Locker) watch(ctx context.Context, lock *Lock) (stop func()) {
+	if k.checkInterval <= 0 {
+		return func() {}
 	}
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-l.Done():
-			cancel(l.Err())
-			return
-		case <-tick:
-			// A loss closes Done; where the server could not be asked, the
-			// next tick asks again.
-			_ = l.Check(ctx)
+	over := make(chan struct{})
+	first := time.AfterFunc(k.checkInterval, func() {
+		defer close(over)
+		ticker := time.NewTicker(k.checkInterval)
+		defer ticker.Stop()
+		for lock.Err() == nil {
+			// Where the server could not be asked, the next tick asks again.
+			_ = lock.Check(ctx)
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+		}
+	})
+	return func() {
+		if !first.Stop() {
+			<-over
 		}
 	}
 }

@@ -21,6 +21,7 @@ type Lock struct {
 	mu        sync.Mutex // guards the following; not held across I/O
 	releasing bool       // a Release has begun: it alone says how the lock ended
 	err       error      // how the lock ended
+	onEnd     func(error)
 }
 
 // Name returns the name that the lock was acquired under.
@@ -55,6 +56,19 @@ func (l *Lock) endLocked(err error) {
 	if l.err == nil {
 		l.err = err
 		close(l.done)
+		if l.onEnd != nil {
+			l.onEnd(err)
+		}
+	}
+}
+
+// whenEnded has f called, once, with how the lock ended. f must not block.
+func (l *Lock) whenEnded(f func(error)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.onEnd = f
+	if l.err != nil {
+		f(l.err)
 	}
 }
 

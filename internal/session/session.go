@@ -18,8 +18,18 @@ import (
 // Row runs a statement without arguments and scans its only row.
 // It returns sql.ErrNoRows if there is none.
 func Row(ctx context.Context, conn *sql.Conn, query string, dest ...sql.Scanner) error {
+	return raw(conn, func(dc any) error { return row(ctx, dc, query, dest) })
+}
+
+// Query runs a statement without arguments and calls each for every row. The
+// values are valid during the call.
+func Query(ctx context.Context, conn *sql.Conn, query string, each func([]driver.Value) error) error {
+	return raw(conn, func(dc any) error { return rows(ctx, dc, query, each) })
+}
+
+func row(ctx context.Context, dc any, query string, dest []sql.Scanner) error {
 	found := false
-	err := Query(ctx, conn, query, func(values []driver.Value) error {
+	err := rows(ctx, dc, query, func(values []driver.Value) error {
 		found = true
 		return scan(values, dest)
 	})
@@ -29,47 +39,47 @@ func Row(ctx context.Context, conn *sql.Conn, query string, dest ...sql.Scanner)
 	return err
 }
 
-// Query runs a statement without arguments and calls each for every row. The
-// values are valid during the call.
-func Query(ctx context.Context, conn *sql.Conn, query string, each func([]driver.Value) error) error {
-	return raw(conn, func(dc any) error {
-		q, ok := dc.(driver.QueryerContext)
-		if !ok {
-			return fmt.Errorf("the driver's connection (%T) can't run a query without preparing it (driver.QueryerContext)", dc)
-		}
-		rows, err := q.QueryContext(ctx, query, nil)
-		if err != nil {
-			return err
-		}
-		values := make([]driver.Value, len(rows.Columns()))
-		for err = rows.Next(values); err == nil; err = rows.Next(values) {
-			if err = each(values); err != nil {
-				break
-			}
-		}
-		if closed := rows.Close(); errors.Is(err, io.EOF) {
-			return closed
-		}
+func rows(ctx context.Context, dc any, query string, each func([]driver.Value) error) error {
+	q, ok := dc.(driver.QueryerContext)
+	if !ok {
+		return fmt.Errorf("the driver's connection (%T) can't run a query without preparing it (driver.QueryerContext)", dc)
+	}
+	answer, err := q.QueryContext(ctx, query, nil)
+	if err != nil {
 		return err
-	})
+	}
+	values := make([]driver.Value, len(answer.Columns()))
+	for err = answer.Next(values); err == nil; err = answer.Next(values) {
+		if err = each(values); err != nil {
+			break
+		}
+	}
+	if closed := answer.Close(); errors.Is(err, io.EOF) {
+		return closed
+	}
+	return err
 }
 
-// Alive asks the driver whether the server has closed the connection, without a
-// round trip. It returns nil also where the driver can't tell.
-func Alive(ctx context.Context, conn *sql.Conn) error {
-	return raw(conn, func(dc any) error {
-		// An invalid connection is left to the next statement: to the driver
-		// for MySQL, one with open rows is invalid, too.
-		v, ok := dc.(driver.Validator)
-		if !ok || !v.IsValid() {
-			return nil
+// AliveRow is Row on a session whose driver has been asked first, without a
+// round trip, whether the server has closed the connection. If it has, alive is
+// false and the statement has not been sent. It is true where the driver can't
+// tell.
+func AliveRow(ctx context.Context, conn *sql.Conn, query string, dest ...sql.Scanner) (alive bool, err error) {
+	alive = true
+	err = raw(conn, func(dc any) error {
+		// An invalid connection is left to the statement: to the driver for
+		// MySQL, one with open rows is invalid, too.
+		v, isValidator := dc.(driver.Validator)
+		r, isResetter := dc.(driver.SessionResetter)
+		if isValidator && isResetter && v.IsValid() {
+			if err := r.ResetSession(ctx); err != nil {
+				alive = false
+				return err
+			}
 		}
-		r, ok := dc.(driver.SessionResetter)
-		if !ok {
-			return nil
-		}
-		return r.ResetSession(ctx)
+		return row(ctx, dc, query, dest)
 	})
+	return alive, err
 }
 
 // Close closes the session, so that the server ends it and frees what it holds,
