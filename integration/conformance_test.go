@@ -7,10 +7,11 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/sqllock/locktest"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // mysqlWaiters counts the sessions that are inside GET_LOCK for key.

@@ -44,25 +44,32 @@ func TestMain(m *testing.M) {
 
 // server returns the shared server of a kind. One that can't be had fails the
 // test, unless the user has named it in SKIP_SERVERS.
-func server(t testing.TB, kind testdb.Kind) *testdb.Server {
-	t.Helper()
-	if kind.Skipped() {
-		t.Skipf("%s is named in SKIP_SERVERS", kind)
-	}
+func server(tb testing.TB, kind testdb.Kind) *testdb.Server {
+	tb.Helper()
+	needed(tb, kind)
 	f := fixtures[kind]
 	f.once.Do(func() { f.server, f.err = testdb.Open(context.Background(), kind) })
 	if f.err != nil {
-		t.Fatal(f.err)
+		tb.Fatal(f.err)
 	}
 	return f.server
+}
+
+// needed skips the test where no server of the kind is wanted.
+func needed(tb testing.TB, kind testdb.Kind) {
+	tb.Helper()
+	if testing.Short() {
+		tb.Skip("needs a server")
+	}
+	if kind.Skipped() {
+		tb.Skipf("%s is named in SKIP_SERVERS", kind)
+	}
 }
 
 // private starts a server that the test may spoil.
 func private(t *testing.T, kind testdb.Kind, args ...string) *testdb.Server {
 	t.Helper()
-	if kind.Skipped() {
-		t.Skipf("%s is named in SKIP_SERVERS", kind)
-	}
+	needed(t, kind)
 	if kind.EnvDSN() != "" {
 		t.Skipf("needs an instance of its own, and a DSN for %s was given", kind)
 	}
@@ -87,27 +94,27 @@ func onEach(t *testing.T, test func(t *testing.T, s *testdb.Server)) {
 }
 
 // open returns a pool on s for the length of the test.
-func open(t testing.TB, s *testdb.Server, change ...func(*mysql.Config)) *sql.DB {
-	t.Helper()
+func open(tb testing.TB, s *testdb.Server, change ...func(*mysql.Config)) *sql.DB {
+	tb.Helper()
 	db, err := testdb.OpenDB(s.DSN, func(c *mysql.Config) {
 		for _, f := range change {
 			f(c)
 		}
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = db.Close() })
+	tb.Cleanup(func() { _ = db.Close() })
 	return db
 }
 
 // conn takes a session for the length of the test.
-func conn(t testing.TB, db *sql.DB) *sql.Conn {
-	t.Helper()
-	c, err := db.Conn(t.Context())
+func conn(tb testing.TB, db *sql.DB) *sql.Conn {
+	tb.Helper()
+	c, err := db.Conn(tb.Context())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Close() })
+	tb.Cleanup(func() { _ = c.Close() })
 	return c
 }

@@ -13,11 +13,11 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/sqllock/locktest"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // countingConn counts the packets that the client sends: the driver writes each
@@ -34,10 +34,10 @@ func (c countingConn) Write(p []byte) (int, error) {
 }
 
 // counted opens a pool whose packets are counted.
-func counted(t testing.TB, s *testdb.Server, change func(*mysql.Config)) (*sql.DB, *atomic.Int64) {
-	t.Helper()
+func counted(tb testing.TB, s *testdb.Server, change func(*mysql.Config)) (*sql.DB, *atomic.Int64) {
+	tb.Helper()
 	writes := new(atomic.Int64)
-	db := open(t, s, change, func(c *mysql.Config) {
+	db := open(tb, s, change, func(c *mysql.Config) {
 		c.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 			return countingConn{conn, writes}, err
@@ -98,7 +98,7 @@ func TestOneRoundTrip(t *testing.T) {
 					{"Check", func() error { return l.Check(t.Context()) }},
 					{"re-entry", func() error {
 						if _, err := k.TryLock(t.Context(), c, name); !errors.Is(err, sqllock.ErrHeld) {
-							return fmt.Errorf("got %v, want ErrHeld", err)
+							return fmt.Errorf("got %w, want ErrHeld", err)
 						}
 						return nil
 					}},

@@ -90,14 +90,14 @@ func (s *server) tried(verdict driver.Value) { s.answer(try, verdict, 7, "9.7.4"
 
 func number(n uint16) error { return &mysql.MySQLError{Number: n, Message: "as the server puts it"} }
 
-// none stands for "no error at all".
-var none = errors.New("no error")
+// errNone stands for "no error at all".
+var errNone = errors.New("no error")
 
 func wantError(t *testing.T, err, want error, not ...error) {
 	t.Helper()
-	if want == none {
+	if errors.Is(want, errNone) {
 		if err != nil {
-			t.Errorf("got error %v, want none", err)
+			t.Errorf("got error %v, want errNone", err)
 		}
 		return
 	}
@@ -105,7 +105,7 @@ func wantError(t *testing.T, err, want error, not ...error) {
 		t.Errorf("got error %v, want one that matches %q", err, want)
 	}
 	for _, n := range not {
-		if n != want && errors.Is(err, n) {
+		if !errors.Is(want, n) && errors.Is(err, n) {
 			t.Errorf("got error %v, which should not match %q", err, n)
 		}
 	}
@@ -118,7 +118,7 @@ func TestAcquireVerdicts(t *testing.T) {
 		then   func(*server) // what is sent after the try
 		want   error
 	}{
-		{"1", 1, nil, none},
+		{"1", 1, nil, errNone},
 		{"0", 0, nil, sqllock.ErrBusy},
 		{"-1", -1, nil, sqllock.ErrHeld},
 		{"NULL, not held", nil, func(s *server) { s.answer(check, nil) }, sqllock.ErrInterrupted},
@@ -186,8 +186,8 @@ func TestWaitVerdicts(t *testing.T) {
 		then func(*server)
 		want error
 	}{
-		{"1", func(s *server) { s.answer(wait, 1) }, none},
-		{"0, then 1", func(s *server) { s.answer(wait, 0); s.answer(wait, 1) }, none},
+		{"1", func(s *server) { s.answer(wait, 1) }, errNone},
+		{"0, then 1", func(s *server) { s.answer(wait, 0); s.answer(wait, 1) }, errNone},
 		{"-1", func(s *server) { s.answer(wait, -1) }, sqllock.ErrHeld},
 		{"NULL", func(s *server) { s.answer(wait, nil); s.answer(release, nil) }, sqllock.ErrInterrupted},
 		{"NULL, and granted", func(s *server) { s.answer(wait, nil); s.answer(release, 1) }, sqllock.ErrInterrupted},
@@ -201,7 +201,7 @@ func TestWaitVerdicts(t *testing.T) {
 			s.answer(wait, number(1317))
 			s.answer(release, mysql.ErrInvalidConn)
 		}, sqllock.ErrSessionGone},
-		{"3024, then 1", func(s *server) { s.answer(wait, number(3024)); s.answer(release, nil); s.answer(wait, 1) }, none},
+		{"3024, then 1", func(s *server) { s.answer(wait, number(3024)); s.answer(release, nil); s.answer(wait, 1) }, errNone},
 		{"3058", func(s *server) { s.answer(wait, number(3058)) }, sqllock.ErrDeadlock},
 		{"1213", func(s *server) { s.answer(wait, number(1213)) }, sqllock.ErrDeadlock},
 		{"4031", func(s *server) { s.answer(wait, number(4031)) }, sqllock.ErrSessionGone},
@@ -271,7 +271,7 @@ func TestReleaseVerdicts(t *testing.T) {
 		want   error
 		not    []error
 	}{
-		{"1", 1, none, nil},
+		{"1", 1, errNone, nil},
 		{"0", 0, sqllock.ErrLost, []error{sqllock.ErrSessionGone}},
 		{"NULL", nil, sqllock.ErrLost, []error{sqllock.ErrSessionGone}},
 		{"1317", number(1317), sqllock.ErrInterrupted, []error{sqllock.ErrLost}},
@@ -301,7 +301,7 @@ func TestCheckVerdicts(t *testing.T) {
 		answer driver.Value
 		want   error
 	}{
-		{"1", 1, none},
+		{"1", 1, errNone},
 		{"0", 0, sqllock.ErrLost},
 		{"NULL", nil, sqllock.ErrLost},
 		{"1317", number(1317), sqllock.ErrInterrupted},
@@ -315,7 +315,7 @@ func TestCheckVerdicts(t *testing.T) {
 			s.answer(check, test.answer)
 			err := mysqlnamed.New().Check(t.Context(), s.conn, sqllock.Grant{Key: "job", Session: 7})
 			wantError(t, err, test.want)
-			if test.want != sqllock.ErrLost {
+			if !errors.Is(test.want, sqllock.ErrLost) {
 				wantError(t, err, test.want, sqllock.ErrLost)
 			}
 		})
@@ -371,14 +371,14 @@ func TestServers(t *testing.T) {
 			}
 			err := acquire()
 			if test.risk == 0 {
-				wantError(t, err, none)
+				wantError(t, err, errNone)
 				return
 			}
 			wantError(t, err, sqllock.ErrUnsupported)
 			if !strings.Contains(err.Error(), test.why) || !strings.Contains(err.Error(), "mysqlnamed.Allow(") {
 				t.Errorf("the error should say %q and what accepts it: %v", test.why, err)
 			}
-			wantError(t, acquire(mysqlnamed.Allow(test.risk)), none)
+			wantError(t, acquire(mysqlnamed.Allow(test.risk)), errNone)
 			all := mysqlnamed.OneLockPerSession | mysqlnamed.ReadOnly | mysqlnamed.PerNode | mysqlnamed.Lookalike
 			s := newServer(t)
 			s.variables(test.vars...)
@@ -405,9 +405,9 @@ func TestLook(t *testing.T) {
 	acquire(sqllock.ErrUnsupported)
 	s.admitted()
 	s.tried(1)
-	acquire(none)
+	acquire(errNone)
 	s.tried(1) // no look
-	acquire(none)
+	acquire(errNone)
 	s.answer(try, 1, 7, "9.7.4", "1") // it has become a replica
 	s.variables("version", "9.7.4", "read_only", "ON")
 	s.answer(release, 1)
@@ -417,9 +417,9 @@ func TestLook(t *testing.T) {
 	acquire(sqllock.ErrUnsupported)
 	s.answer(try, 1, 7, "10.11.19-MariaDB", "0")
 	s.variables("version", "10.11.19-MariaDB", "read_only", "OFF")
-	acquire(none)
+	acquire(errNone)
 	s.answer(try, 1, 7, "10.11.19-MariaDB", "0")
-	acquire(none)
+	acquire(errNone)
 }
 
 // TestWaitStatements pins how a deadline becomes a wait on the server.
@@ -443,6 +443,6 @@ func TestWaitStatements(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), test.deadline)
 		_, err := mysqlnamed.New().Acquire(ctx, s.conn, sqllock.Request{Key: "job", Wait: true})
 		cancel()
-		wantError(t, err, none)
+		wantError(t, err, errNone)
 	}
 }

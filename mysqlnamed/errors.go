@@ -50,6 +50,9 @@ func classify(err error) error {
 // notSent reports whether err means that the session was over before the
 // statement could run on it.
 func notSent(err error) bool {
+	if err == nil {
+		return false
+	}
 	if errors.Is(err, driver.ErrBadConn) {
 		return true
 	}

@@ -47,20 +47,21 @@ func (k *Locker) TryDo(ctx context.Context, db *sql.DB, name string, fn func(ctx
 type acquireFunc func(ctx context.Context, conn *sql.Conn, name string) (*Lock, error)
 
 func (k *Locker) do(ctx context.Context, db *sql.DB, name string, acquire acquireFunc, fn func(context.Context, *Lock) error) error {
-	var lock *Lock
-	for try := 1; lock == nil; try++ {
+	for try := 1; ; try++ {
 		conn, err := k.conn(ctx, db, name)
 		if err != nil {
 			return err
 		}
-		defer conn.Close() //nolint:errcheck // a session that was discarded says so here once more
-
-		lock, err = acquire(ctx, conn, name)
-		if err != nil && (try == acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone)) {
+		lock, err := acquire(ctx, conn, name)
+		if err == nil {
+			defer conn.Close() //nolint:errcheck,gocritic // the loop ends here; a session that was discarded says so once more
+			return k.run(ctx, lock, fn)
+		}
+		_ = conn.Close() // a session that is gone says so once more
+		if try == acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
 			return err
 		}
 	}
-	return k.run(ctx, lock, fn)
 }
 
 // conn takes a connection from db. Its errors are read by people who wonder

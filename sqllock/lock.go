@@ -8,6 +8,9 @@ import (
 	"sync"
 )
 
+// errReleased is how a lock ends that was released.
+var errReleased = fmt.Errorf("%w: it has been released", ErrNotHeld)
+
 // Lock is a handle on one acquisition of a name. It is safe for concurrent use.
 // Its calls share the conn with the caller's statements: they wait for one that
 // is running, and must not be made while rows of a query on that conn are open.
@@ -149,7 +152,7 @@ func (l *Lock) Release(ctx context.Context) error {
 	}
 	l.locker.forget(l)
 	if err == nil {
-		l.end(fmt.Errorf("%w: it has been released", ErrNotHeld))
+		l.end(errReleased)
 		return nil
 	}
 	l.end(err)

@@ -225,7 +225,8 @@ func TestDoTriesAnotherConnection(t *testing.T) {
 	}
 	tries := 0
 	backend := &fake{acquire: func(context.Context, *sql.Conn, sqllock.Request) error {
-		if tries++; tries < 3 {
+		tries++
+		if tries < 3 {
 			return sqllock.ErrSessionGone
 		}
 		return nil

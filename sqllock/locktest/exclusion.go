@@ -66,7 +66,7 @@ func testHandOff(t *testing.T, b *bench) {
 	holder, waiter := b.conn(t), b.conn(t)
 	l := b.lock(t, holder, b.name)
 	granted := b.attempt(t.Context(), waiter, b.name)
-	b.waiting(t, b.name, 1)
+	b.waiting(t, b.name)
 	select {
 	case a := <-granted:
 		t.Fatalf("a waiter returned while the lock was held: %+v", a)
@@ -150,7 +150,7 @@ func testExpiredContext(t *testing.T, b *bench) {
 		}, context.Canceled},
 	} {
 		ctx, cancel := end.ctx()
-		defer cancel()
+		t.Cleanup(cancel)
 		_, err := b.locker.TryLock(ctx, conn, b.name+"-2")
 		wantIs(t, "TryLock, "+end.name, err, end.want)
 		wantNot(t, "TryLock, "+end.name, err, sqllock.ErrBusy, sqllock.ErrSessionGone)
@@ -175,7 +175,7 @@ func testCancel(t *testing.T, b *bench) {
 	cause := errors.New("the shop is closing")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	granted := b.attempt(ctx, waiter, b.name)
-	b.waiting(t, b.name, 1)
+	b.waiting(t, b.name)
 	cancel(cause)
 	a := await(t, "the cancelled waiter to return", granted)
 	wantIs(t, "Lock that is cancelled", a.err, context.Canceled, cause)
@@ -202,7 +202,7 @@ func testCancelAgainstGrant(t *testing.T, b *bench) {
 		ctx, cancel := context.WithCancel(t.Context())
 		granted := b.attempt(ctx, waiter, b.name)
 		if rand.N(2) == 0 { // else the cancellation may come before the wait
-			b.waiting(t, b.name, 1)
+			b.waiting(t, b.name)
 		}
 		var wg sync.WaitGroup
 		for _, end := range []func(){cancel, func() { b.release(t, l) }} {
@@ -239,6 +239,6 @@ func testCancelAgainstGrant(t *testing.T, b *bench) {
 
 // spin lets a time pass that is too short to sleep.
 func spin(d time.Duration) {
-	for end := time.Now().Add(d); time.Now().Before(end); { //nolint:revive // it is meant to burn
+	for end := time.Now().Add(d); time.Now().Before(end); {
 	}
 }

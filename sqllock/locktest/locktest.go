@@ -108,7 +108,7 @@ func (b *bench) release(t *testing.T, l *sqllock.Lock) {
 func (b *bench) free(t *testing.T, name string) {
 	t.Helper()
 	c := b.conn(t)
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a session that is dead says so
 	l, err := b.locker.TryLock(t.Context(), c, name)
 	if err != nil {
 		t.Fatalf("the lock should be free: %v", err)
@@ -120,19 +120,19 @@ func (b *bench) free(t *testing.T, name string) {
 func (b *bench) freed(t *testing.T, name string) {
 	t.Helper()
 	c := b.conn(t)
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a session that is dead says so
 	b.release(t, b.lock(t, c, name))
 }
 
-// waiting returns once n sessions wait for name on the server.
-func (b *bench) waiting(t *testing.T, name string, n int) {
+// waiting returns once a session waits for name on the server.
+func (b *bench) waiting(t *testing.T, name string) {
 	t.Helper()
-	b.eventually(t, "the waiters to be on the server", func() bool {
+	b.eventually(t, "the waiter to be on the server", func() bool {
 		got, err := b.Waiters(t.Context(), b.db, b.key(t, name))
 		if err != nil {
 			t.Fatalf("Config.Waiters: %v", err)
 		}
-		return got == n
+		return got == 1
 	})
 }
 

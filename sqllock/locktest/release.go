@@ -118,13 +118,13 @@ func testPoolHygiene(t *testing.T, b *bench) {
 	do := func(ctx context.Context, fn func(context.Context, *sqllock.Lock) error) error {
 		return b.locker.Do(ctx, pool, b.name, fn)
 	}
-	locked := func(t *testing.T, ctx context.Context, then func(*sql.Conn, *sqllock.Lock)) { //nolint:revive // t goes first in helpers
+	locked := func(t *testing.T, ctx context.Context, then func(*sql.Conn, *sqllock.Lock)) {
 		t.Helper()
 		conn, err := pool.Conn(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		defer conn.Close() //nolint:errcheck // a session that is dead says so
 		then(conn, b.lock(t, conn, b.name))
 	}
 	for _, way := range []struct {
@@ -142,7 +142,7 @@ func testPoolHygiene(t *testing.T, b *bench) {
 		}},
 		{"panic", func(t *testing.T) {
 			defer func() {
-				if got := recover(); got != errWork {
+				if got, ok := recover().(error); !ok || !errors.Is(got, errWork) {
 					t.Errorf("recovered %v, want the panic of the function", got)
 				}
 			}()

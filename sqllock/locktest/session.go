@@ -147,7 +147,7 @@ func testDo(t *testing.T, b *bench) {
 			return errors.Join(ctx.Err(), l.Check(ctx))
 		})
 	}()
-	b.waiting(t, b.name, 1)
+	b.waiting(t, b.name)
 	select {
 	case <-ran:
 		t.Fatal("Do ran its function while another session held the lock")
@@ -161,13 +161,13 @@ func testDo(t *testing.T, b *bench) {
 
 	// A full pool is a wait that ends with ctx, and an error that says so.
 	pool := b.Open(t)
-	defer pool.Close()
+	defer pool.Close() //nolint:errcheck // nothing depends on it
 	pool.SetMaxOpenConns(1)
 	held, err := pool.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer held.Close()
+	defer held.Close() //nolint:errcheck // nothing depends on it
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	err = b.locker.Do(ctx, pool, b.name, func(context.Context, *sqllock.Lock) error { return nil })
@@ -223,7 +223,7 @@ func testGoroutineLeaks(t *testing.T, b *bench) {
 	l := b.lock(t, holder, b.name)
 	ctx, cancel := context.WithCancel(t.Context())
 	granted := b.attempt(ctx, waiter, b.name)
-	b.waiting(t, b.name, 1)
+	b.waiting(t, b.name)
 	cancel()
 	await(t, "the cancelled waiter to return", granted)
 	_ = b.locker.Do(t.Context(), pool, b.name+"-2", func(_ context.Context, l *sqllock.Lock) error {

@@ -38,7 +38,7 @@ type result struct {
 func main() {
 	out := flag.String("o", "bench.json", "file to write the results to")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt) //nolint:forbidigo // main
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	err := run(ctx, os.Getenv("BENCH"), *out, os.Stdout)
 	stop()
 	if err != nil {

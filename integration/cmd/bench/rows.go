@@ -10,10 +10,10 @@ import (
 	"time"
 
 	gomysqllock "github.com/sanketplus/go-mysql-lock"
-
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // row is a comparison that can be picked by its name.

@@ -15,7 +15,6 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
-
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -36,7 +35,7 @@ func demo(ctx context.Context, dsn string, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.cleaning()) }()
-	db, err := sql.Open("mysql", p.dsn) //nolint:forbidigo // the director's own
+	db, err := sql.Open("mysql", p.dsn)
 	if err != nil {
 		return err
 	}

@@ -18,10 +18,10 @@ import (
 	"os/signal"
 
 	"github.com/go-sql-driver/mysql"
-
-	"github.com/sqllock/go-sqllock/integration/internal/inprocess"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
+
+	"github.com/sqllock/go-sqllock/integration/internal/inprocess"
 )
 
 // What the director tells its web servers by way of the environment.
@@ -32,7 +32,7 @@ const (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt) //nolint:forbidigo // main
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	var err error
 	if name := os.Getenv(nameEnv); name != "" {
 		err = webServer(ctx, name, os.Getenv(dsnEnv), os.Stdin, os.Stdout)
@@ -80,7 +80,7 @@ func findPlace(ctx context.Context, dsn string) (*place, error) {
 	p := &place{cleaning: func() error { return nil }}
 	if cfg.DBName == "" {
 		// Without a database in it the DSN is of somebody who may make one.
-		db, err := sql.Open("mysql", dsn) //nolint:forbidigo // the demo's own
+		db, err := sql.Open("mysql", dsn)
 		if err != nil {
 			return nil, err
 		}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -46,7 +45,7 @@ const (
 // webServer runs the job at each firing that comes in, until the input ends.
 func webServer(ctx context.Context, name, dsn string, in io.Reader, out io.Writer) error {
 	_ = mysql.SetLogger(&mysql.NopLogger{})
-	db, err := sql.Open("mysql", dsn) //nolint:forbidigo // the web server's own
+	db, err := sql.Open("mysql", dsn)
 	if err != nil {
 		return err
 	}

@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	_ "github.com/go-sql-driver/mysql"
-
-	"github.com/sqllock/go-sqllock/integration/internal/inprocess"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
+
+	"github.com/sqllock/go-sqllock/integration/internal/inprocess"
 )
 
 // TestLock: the server is refused as one that only resembles MySQL, and does
@@ -21,12 +21,16 @@ func TestLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stop()
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
 	db, err := sql.Open("mysql", dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
+	defer db.Close() //nolint:errcheck // nothing depends on it
 	never := func(context.Context, *sqllock.Lock) error { t.Error("ran"); return nil }
 	if err := sqllock.New(mysqlnamed.New()).Do(t.Context(), db, "invoices", never); !errors.Is(err, sqllock.ErrUnsupported) {
 		t.Errorf("got %v, want ErrUnsupported", err)

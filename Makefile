@@ -1,0 +1,56 @@
+# Two commands do everything on a Debian or Ubuntu machine that has Go and root
+# or sudo: make demo and make test.
+
+GO        ?= go
+FUZZTIME  ?= 30s
+TESTFLAGS ?=
+
+# The race detector links with a C compiler.
+RACE = CGO_ENABLED=1 $(GO)
+
+.PHONY: help demo test test-short bench fuzz lint format servers cc clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Environment: MYSQL_DSN and MARIADB_DSN name servers to use in place of private ones,"
+	@echo "  SKIP_SERVERS=mysql,mariadb leaves servers out, SQLLOCK_CACHE is where they are kept,"
+	@echo "  DSN is the database of the demo, BENCH a pattern of benchmark rows, FUZZTIME how long to fuzz."
+
+demo: ## the invoice job on five web servers, with the lock and without (DSN=… for your own database)
+	@echo "demo: building; the first time compiles an in-process MySQL, which takes a minute or two"
+	@cd integration && CGO_ENABLED=0 $(GO) build -o ../bin/demo ./cmd/demo
+	@bin/demo
+
+test: cc servers ## all tests, with -race, on MariaDB and MySQL
+	$(RACE) test -race -count=1 $(TESTFLAGS) ./...
+	cd integration && $(RACE) test -race -count=1 -timeout 20m $(TESTFLAGS) ./...
+
+test-short: cc ## the tests that need no server
+	$(RACE) test -race -count=1 -short $(TESTFLAGS) ./...
+	cd integration && $(RACE) test -race -count=1 -short $(TESTFLAGS) ./...
+
+bench: servers ## what a lock costs, as a table and in bench.json (BENCH=pattern picks rows)
+	@cd integration && $(GO) run ./cmd/bench -o ../bench.json
+
+fuzz: servers ## fuzz the names, for FUZZTIME each, without servers and with
+	$(GO) test -run '^$$' -fuzz '^FuzzKey$$' -fuzztime $(FUZZTIME) ./sqllock
+	cd integration && $(GO) test -run '^$$' -fuzz '^FuzzKeyOnTheServer$$' -fuzztime $(FUZZTIME) .
+
+lint: ## golangci-lint on both modules, and that go.mod files are tidy
+	$(GO) mod tidy -diff
+	cd integration && $(GO) mod tidy -diff
+	$(GO) tool -modfile=tools.mod golangci-lint run ./...
+	cd integration && $(GO) tool -modfile=../tools.mod golangci-lint run --config ../.golangci.yml ./...
+
+format: ## format the code
+	$(GO) tool -modfile=tools.mod golangci-lint fmt
+	cd integration && $(GO) tool -modfile=../tools.mod golangci-lint fmt --config ../.golangci.yml
+
+servers: ## put the servers that the tests need into the cache
+	@integration/servers/install.sh
+
+cc:
+	@integration/servers/cc.sh
+
+clean: ## remove what the other targets made in this folder
+	rm -rf bin bench.json
