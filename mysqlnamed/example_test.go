@@ -1,0 +1,68 @@
+package mysqlnamed_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"log"
+	"time"
+
+	_ "github.com/go-sql-driver/mysql"
+
+	"github.com/sqllock/go-sqllock/mysqlnamed"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// A job that cron starts on every web server, and that must run once.
+func Example() {
+	ctx := context.Background()
+	db, err := sql.Open("mysql", "user:password@tcp(127.0.0.1:3306)/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	locker := sqllock.New(mysqlnamed.New(), sqllock.WithNamespace("billing"))
+
+	ran, err := locker.TryDo(ctx, db, "invoices", func(ctx context.Context, _ *sqllock.Lock) error {
+		return makeInvoices(ctx, db) // ctx ends if the lock is lost
+	})
+	switch {
+	case err != nil:
+		log.Fatal(err)
+	case !ran:
+		log.Print("another web server is at it")
+	}
+}
+
+// Waiting for a lock on a connection of one's own, ten seconds at most.
+func ExampleBackend_handle() {
+	work := func(ctx context.Context, db *sql.DB) (err error) {
+		locker := sqllock.New(mysqlnamed.New(mysqlnamed.WithControl(db)))
+
+		conn, err := db.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close() //nolint:errcheck // after the release
+
+		wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		lock, err := locker.Lock(wait, conn, "invoices")
+		if errors.Is(err, sqllock.ErrBusy) {
+			if h, err := locker.Holder(ctx, db, "invoices"); err == nil {
+				log.Printf("session %d of %s at %s has it, since %v or longer", h.Session, h.User, h.Host, h.Since)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, lock.Release(ctx)) }()
+
+		if err := makeInvoices(ctx, db); err != nil {
+			return err
+		}
+		return lock.Check(ctx) // was it ours all the time?
+	}
+	_ = work
+}
+
+func makeInvoices(context.Context, *sql.DB) error { return nil }
