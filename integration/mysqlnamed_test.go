@@ -695,6 +695,33 @@ func (c silentConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
+// TestReadTimeout: a DSN's readTimeout has to be longer than a slice of a wait.
+func TestReadTimeout(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		k := sqllock.New(mysqlnamed.New())
+		l, err := k.TryLock(t.Context(), conn(t, open(t, s)), t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for timeout, want := range map[time.Duration]error{
+			2 * time.Second:        sqllock.ErrBusy,
+			500 * time.Millisecond: sqllock.ErrSessionGone,
+		} {
+			db := open(t, s, func(c *mysql.Config) { c.ReadTimeout = timeout })
+			ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
+			_, err := k.Lock(ctx, conn(t, db), t.Name())
+			cancel()
+			if !errors.Is(err, want) || errors.Is(err, sqllock.ErrBusy) == errors.Is(err, sqllock.ErrSessionGone) {
+				t.Errorf("readTimeout %v: got %v, want %v", timeout, err, want)
+			}
+		}
+		if err := l.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestKeysOnTheServer: every key is accepted as a name, and two keys are one
 // lock only if they are equal or, on MySQL, differ in letter case.
 func TestKeysOnTheServer(t *testing.T) {

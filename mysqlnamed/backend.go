@@ -19,9 +19,10 @@ const (
 	answerTime = 5 * time.Second
 
 	// slice is the longest wait in one statement when only its end can end it;
-	// controlledSlice when a KILL QUERY can.
+	// controlledSlice when a KILL QUERY can: longer, for a place in the server's
+	// queue, but below what people set as the readTimeout of a DSN.
 	slice           = time.Second
-	controlledSlice = 10 * time.Second
+	controlledSlice = 4 * time.Second
 
 	// killPause is how long a KILL QUERY has to end its statement before it is
 	// sent again, and killTime how long all of them have together.

@@ -21,8 +21,8 @@
 // (a session that acquires twice would have to release twice). 1 is granted.
 // NULL and 0 are not; only 0 means that another session has the lock. A Request
 // that waits then repeats the wait until it is granted or ctx ends, in slices:
-// one second each, or ten where a cancellation can end the wait from outside
-// (see below) or can't happen. The last slice is as long as the deadline of ctx
+// one second each, or four where a cancellation can end the wait from outside
+// (see below). The last slice is as long as the deadline of ctx
 // allows, to the millisecond: MariaDB takes a fraction as the timeout; MySQL
 // rounds it to whole seconds, so there it is rounded up and cut short by the
 // hint MAX_EXECUTION_TIME. The timeout is never negative.

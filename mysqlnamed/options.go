@@ -17,7 +17,7 @@ func (o option) apply(b *Backend) { o(b) }
 // needed, the waiting session is closed, and the error says why.
 //
 // Without it a cancelled wait ends within a second. With it waits also stay
-// longer in the server's queue: ten seconds, not one.
+// longer in the server's queue: four seconds, not one.
 func WithControl(control *sql.DB) Option {
 	return option(func(b *Backend) { b.control = control })
 }

@@ -61,9 +61,10 @@ type Holder struct {
 	Database string // its default database
 	State    string // what it is doing, "Sleep" when it runs no statement
 
-	// Since is when the session came into its state, by the server's clock in
-	// whole seconds. The lock is at least that old if the session has been
-	// idle; the server keeps no record of when a lock was granted.
+	// Since is when the session came into its State, by the server's clock in
+	// whole seconds: its last statement, if it is idle. The server keeps no
+	// record of when a lock was granted, so the lock may be older; that of a Do
+	// is checked every second or so, and its session looks no older than that.
 	Since time.Time
 }
 
