@@ -21,7 +21,7 @@ help: ## list the targets
 	@echo "  DSN is the database of the demo, BENCH a pattern of benchmark rows, FUZZTIME how long to fuzz."
 
 demo: ## the invoice job on five web servers, with the lock and without (DSN=… for your own database)
-	@echo "demo: building; the first time compiles an in-process MySQL, which takes a minute or two"
+	@[ -x bin/demo ] || echo "demo: building; the first time compiles an in-process MySQL, which takes a minute or two"
 	@cd integration && CGO_ENABLED=0 $(GO) build -o ../bin/demo ./cmd/demo
 	@bin/demo
 

@@ -344,6 +344,14 @@ func TestWaitTimeout(t *testing.T) {
 	})
 }
 
+func sessionID(t *testing.T, c *sql.Conn) (id int64) {
+	t.Helper()
+	if err := c.QueryRowContext(t.Context(), "SELECT CONNECTION_ID()").Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
 // TestControlPoolOfAnotherServer: a KILL QUERY there would hit a stranger.
 func TestControlPoolOfAnotherServer(t *testing.T) {
 	t.Parallel()
@@ -355,32 +363,26 @@ func TestControlPoolOfAnotherServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A stranger with the id of the waiter, in the middle of a statement.
-	var id int64
-	if err := waiter.QueryRowContext(t.Context(), "SELECT CONNECTION_ID()").Scan(&id); err != nil {
-		t.Fatal(err)
-	}
 	strangers := open(t, other)
-	var stranger *sql.Conn
-	for stranger == nil {
-		c := conn(t, strangers)
-		var theirs int64
-		if err := c.QueryRowContext(t.Context(), "SELECT CONNECTION_ID()").Scan(&theirs); err != nil {
-			t.Fatal(err)
-		}
-		switch {
-		case theirs == id:
-			stranger = c
-		case theirs > id:
-			id = -1 // the ids there have passed it; the rest holds all the same
-			stranger = c
-		default:
-			_ = c.Close()
-			strangers.SetMaxIdleConns(0)
+	id, stranger := sessionID(t, waiter), conn(t, strangers)
+	for theirs := sessionID(t, stranger); theirs != id; {
+		// Ids count up on both servers: the one that is behind catches up.
+		if theirs < id {
+			stranger = conn(t, strangers)
+			theirs = sessionID(t, stranger)
+		} else {
+			waiter = conn(t, db)
+			id = sessionID(t, waiter)
 		}
 	}
 	slept := make(chan error, 1)
 	go func() {
-		_, err := stranger.ExecContext(context.Background(), "DO SLEEP(3)")
+		// SLEEP returns 1, and no error, if it was interrupted.
+		var interrupted int
+		err := stranger.QueryRowContext(context.Background(), "SELECT SLEEP(3)").Scan(&interrupted)
+		if interrupted != 0 {
+			err = errors.New("it was interrupted")
+		}
 		slept <- err
 	}()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -397,9 +399,6 @@ func TestControlPoolOfAnotherServer(t *testing.T) {
 	}
 	if err := <-slept; err != nil {
 		t.Errorf("the stranger's statement: %v", err)
-	}
-	if id < 0 {
-		t.Log("the id could not be had on the other server")
 	}
 }
 
@@ -432,6 +431,190 @@ func TestControlPoolExhausted(t *testing.T) {
 		waiters(t, db, t.Name(), 0) // the server has noticed
 		if err := l.Check(t.Context()); err != nil {
 			t.Errorf("the holder: %v", err)
+		}
+	})
+}
+
+// TestControlPoolNotNeeded: a wait that ends by itself needs no KILL, and does not
+// wait for a control pool that is busy.
+func TestControlPoolNotNeeded(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db, control := open(t, s), open(t, s)
+		control.SetMaxOpenConns(1)
+		conn(t, control)
+		holder, waiter := conn(t, db), conn(t, db)
+		k := sqllock.New(mysqlnamed.New(mysqlnamed.WithControl(control)))
+		l, err := k.TryLock(t.Context(), holder, t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		failed := make(chan error)
+		go func() {
+			_, err := k.Lock(ctx, waiter, t.Name())
+			failed <- err
+		}()
+		waiters(t, db, t.Name(), 1)
+		cancel()
+		if err := l.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := <-failed; !errors.Is(err, context.Canceled) || errors.Is(err, sqllock.ErrSessionGone) {
+			t.Errorf("got %v, want context.Canceled and a session that goes on", err)
+		}
+		if _, err := k.Holder(t.Context(), db, t.Name()); !errors.Is(err, sqllock.ErrNotHeld) {
+			t.Errorf("Holder: %v, want ErrNotHeld", err)
+		}
+	})
+}
+
+// TestKillSparesStatementsThatQueue: a statement of the caller's that waits for
+// the conn while a wait on it is ended by KILL QUERY is not hit.
+func TestKillSparesStatementsThatQueue(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := open(t, s)
+		holder, waiter := conn(t, db), conn(t, db)
+		k := sqllock.New(mysqlnamed.New(mysqlnamed.WithControl(open(t, s))))
+		for range 300 {
+			l, err := k.TryLock(t.Context(), holder, t.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 2)
+			go func() {
+				l, err := k.Lock(ctx, waiter, t.Name())
+				if err == nil {
+					err = l.Release(context.Background())
+				} else if errors.Is(err, context.Canceled) && !errors.Is(err, sqllock.ErrSessionGone) {
+					err = nil
+				}
+				ended <- err
+			}()
+			waiters(t, db, t.Name(), 1)
+			go func() {
+				var interrupted int
+				err := waiter.QueryRowContext(context.Background(), "SELECT SLEEP(0.002)").Scan(&interrupted)
+				if interrupted != 0 {
+					err = errors.New("the caller's statement was interrupted")
+				}
+				ended <- err
+			}()
+			cancel()
+			time.Sleep(rand.N(400 * time.Microsecond)) // lets the release meet the KILL at another moment
+			if err := l.Release(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := <-ended; err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+}
+
+// TestStatementInFlight: a call on a lock waits for the caller's own statement on
+// the conn, however long that takes, and is right afterwards.
+func TestStatementInFlight(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := open(t, s)
+		k := sqllock.New(mysqlnamed.New())
+		for _, call := range []func(*sqllock.Lock) error{
+			func(l *sqllock.Lock) error { return l.Check(t.Context()) },
+			func(l *sqllock.Lock) error { return l.Release(t.Context()) },
+		} {
+			c := conn(t, db)
+			l, err := k.TryLock(t.Context(), c, t.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			slept := make(chan error, 1)
+			go func() {
+				_, err := c.ExecContext(context.Background(), "DO SLEEP(6)") // longer than a statement of ours may take
+				slept <- err
+			}()
+			waitFor(t, "the statement to run", func() bool {
+				var n int
+				err := db.QueryRowContext(t.Context(), fmt.Sprintf(
+					"SELECT COUNT(*) FROM information_schema.processlist WHERE id=%d AND info LIKE 'DO SLEEP%%'", l.Grant().Session)).Scan(&n)
+				return err == nil && n == 1
+			})
+			if err := call(l); err != nil {
+				t.Errorf("the call: %v", err)
+			}
+			if err := <-slept; err != nil {
+				t.Errorf("the statement: %v", err)
+			}
+			if err := l.Release(t.Context()); err != nil && !errors.Is(err, sqllock.ErrNotHeld) {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// TestHolderLeavesTheLockAlone: over the conn of a lock, with a ctx that ends.
+func TestHolderLeavesTheLockAlone(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := open(t, s)
+		c := conn(t, db)
+		k := sqllock.New(mysqlnamed.New())
+		l, err := k.TryLock(t.Context(), c, t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 200 {
+			ctx, cancel := context.WithTimeout(t.Context(), rand.N(300*time.Microsecond))
+			h, err := k.Holder(ctx, c, t.Name())
+			cancel()
+			if err != nil && !errors.Is(err, context.DeadlineExceeded) || err == nil && h.Session != l.Grant().Session {
+				t.Fatalf("Holder: %+v, %v", h, err)
+			}
+		}
+		tx, err := c.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if h, err := k.Holder(ctx, tx, t.Name()); err != nil || h.Session != l.Grant().Session {
+			t.Errorf("Holder over a transaction: %+v, %v", h, err)
+		}
+		cancel()
+		if err := tx.Rollback(); err != nil {
+			t.Error(err)
+		}
+		if err := l.Release(t.Context()); err != nil {
+			t.Errorf("Release: %v", err)
+		}
+	})
+}
+
+// TestTwoLockersOnOneSession: a release never frees the newer grant of another
+// Locker on the same session.
+func TestTwoLockersOnOneSession(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		c := conn(t, open(t, s))
+		a, b := sqllock.New(mysqlnamed.New()), sqllock.New(mysqlnamed.New())
+		first, err := a.TryLock(t.Context(), c, t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.ExecContext(t.Context(), "DO RELEASE_ALL_LOCKS()"); err != nil {
+			t.Fatal(err)
+		}
+		second, err := b.TryLock(t.Context(), c, t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := first.Release(t.Context()); !errors.Is(err, sqllock.ErrLost) {
+			t.Errorf("the release of the first: %v, want ErrLost", err)
+		}
+		if err := second.Check(t.Context()); err != nil {
+			t.Errorf("the second: %v", err)
 		}
 	})
 }
@@ -488,6 +671,24 @@ func TestGaleraNode(t *testing.T) {
 	allowed := sqllock.New(mysqlnamed.New(mysqlnamed.Allow(mysqlnamed.PerNode)))
 	if _, err := allowed.TryLock(t.Context(), conn(t, db), "invoices"); err != nil {
 		t.Errorf("with Allow(PerNode): %v", err)
+	}
+}
+
+// TestLookAtEachServer: a Locker that has locked on one server looks at another
+// of the same version.
+func TestLookAtEachServer(t *testing.T) {
+	t.Parallel()
+	plain, node := server(t, testdb.MariaDB), private(t, testdb.MariaDB, "--wsrep-on=ON")
+	k := sqllock.New(mysqlnamed.New())
+	if _, err := k.TryLock(t.Context(), conn(t, open(t, plain)), t.Name()); err != nil {
+		t.Fatal(err)
+	}
+	db := open(t, node)
+	if _, err := k.TryLock(t.Context(), conn(t, db), t.Name()); !errors.Is(err, sqllock.ErrUnsupported) {
+		t.Errorf("got %v, want ErrUnsupported", err)
+	}
+	if _, err := k.Holder(t.Context(), db, t.Name()); !errors.Is(err, sqllock.ErrNotHeld) {
+		t.Errorf("Holder of what was refused: %v, want ErrNotHeld", err)
 	}
 }
 
@@ -670,7 +871,20 @@ func TestSilentServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		waiter := conn(t, db)
+		waited := make(chan error, 1)
+		go func() {
+			_, err := k.Lock(context.Background(), waiter, t.Name())
+			waited <- err
+		}()
+		waiters(t, open(t, s), t.Name(), 1)
 		silent.Store(true)
+		defer func() {
+			err := <-waited
+			if !errors.Is(err, sqllock.ErrSessionGone) || errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Lock: got %v, want ErrSessionGone and no error of a ctx", err)
+			}
+		}()
 		err = l.Release(t.Context())
 		if !errors.Is(err, sqllock.ErrUnknown) || !strings.Contains(err.Error(), "did not answer") {
 			t.Errorf("Release: got %v, want ErrUnknown and the reason", err)

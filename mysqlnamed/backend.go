@@ -52,52 +52,29 @@ func New(opts ...Option) *Backend {
 
 // Acquire tries, and then waits in slices. See the package's documentation.
 func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Request) (sqllock.Grant, error) {
-	looked := b.untried()
-	if looked {
-		if err := b.look(ctx, conn); err != nil {
-			return sqllock.Grant{}, err
-		}
+	a := attempt{b: b, key: req.Key}
+	err := use(conn, func(s *session.Session) error { return a.try(ctx, s) })
+	for err == nil && a.verdict == taken && req.Wait && !ended(ctx) {
+		err = use(conn, func(s *session.Session) error { return a.wait(ctx, s) })
 	}
-	var (
-		verdict, id       sql.NullInt64
-		version, readOnly sql.NullString
-	)
-	err := ask(ctx, conn, tryQuery(req.Key), &verdict, &id, &version, &readOnly)
-	if err == nil && !verdict.Valid {
-		err = interrupted()
-	}
-	if errors.Is(err, sqllock.ErrInterrupted) {
-		return sqllock.Grant{}, afterTry(ctx, conn, req.Key, err)
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return sqllock.Grant{}, err
+	case a.verdict == heldBySession:
+		return sqllock.Grant{}, sqllock.ErrHeld
+	case a.verdict != granted:
+		return sqllock.Grant{}, sqllock.ErrBusy
 	}
-	g := sqllock.Grant{Key: req.Key, Session: id.Int64}
-	k := kind{version.String, readOnly.String}
-	if !b.admitted(k) {
-		if !looked {
-			err = b.look(ctx, conn)
-		}
-		if err != nil {
-			if verdict.Int64 == granted {
-				err = letGo(ctx, conn, req.Key, err)
-			}
-			return sqllock.Grant{}, err
-		}
-		b.admit(k)
+	return sqllock.Grant{Key: req.Key, Session: a.id}, nil
+}
+
+// use is session.Use where a closed conn is a session that is gone.
+func use(conn *sql.Conn, f func(*session.Session) error) error {
+	err := session.Use(conn, f)
+	if errors.Is(err, sql.ErrConnDone) {
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, err)
 	}
-	for ; ; verdict.Int64, err = b.wait(ctx, conn, g, k.mariaDB()) {
-		switch {
-		case err != nil:
-			return sqllock.Grant{}, err
-		case verdict.Int64 == granted:
-			return g, nil
-		case verdict.Int64 == heldBySession:
-			return sqllock.Grant{}, sqllock.ErrHeld
-		case !req.Wait || ended(ctx):
-			return sqllock.Grant{}, sqllock.ErrBusy
-		}
-	}
+	return err
 }
 
 // ended reports whether ctx has ended, or has too little time left to be a wait
@@ -107,116 +84,181 @@ func ended(ctx context.Context) bool {
 	return ctx.Err() != nil || ok && time.Until(deadline) < time.Millisecond
 }
 
+// attempt is an Acquire under way. Each of its methods leaves the session either
+// with the lock, and the verdict granted, or as it was before.
+type attempt struct {
+	b       *Backend
+	key     string
+	id      int64 // of the session
+	kind    kind
+	verdict int64
+}
+
+// try takes the lock if it is free, after a look at the server if that is due.
+func (a *attempt) try(ctx context.Context, s *session.Session) error {
+	first := a.b.untried()
+	if first {
+		if err := a.b.look(ctx, s); err != nil {
+			return err
+		}
+	}
+	var (
+		verdict, id, port       sql.NullInt64
+		version, host, readOnly sql.NullString
+	)
+	err := ask(ctx, s, tryQuery(a.key), &verdict, &id, &version, &host, &port, &readOnly)
+	if err == nil && !verdict.Valid {
+		err = interrupted()
+	}
+	if errors.Is(err, sqllock.ErrInterrupted) {
+		return afterTry(ctx, s, a.key, err)
+	}
+	if err != nil {
+		return err
+	}
+	a.verdict, a.id = verdict.Int64, id.Int64
+	a.kind = kind{version.String, host.String, port.Int64, readOnly.String}
+	if a.b.admitted(a.kind) {
+		return nil
+	}
+	if !first {
+		err = a.b.look(ctx, s)
+	}
+	if err != nil {
+		if a.verdict == granted {
+			return letGo(ctx, s, a.key, err)
+		}
+		return err
+	}
+	a.b.admit(a.kind)
+	return nil
+}
+
 // wait waits on the server for one slice. If ctx ends meanwhile, the session is
 // left without the lock, and the verdict is that it is taken.
-func (b *Backend) wait(ctx context.Context, conn *sql.Conn, g sqllock.Grant, mariaDB bool) (verdict int64, err error) {
+func (a *attempt) wait(ctx context.Context, s *session.Session) error {
 	d := slice
-	if b.control != nil {
+	if a.b.control != nil {
 		d = controlledSlice
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		d = min(d, time.Until(deadline))
 	}
-	mark := rand.Text()
 	stmt, giveUp := context.WithTimeout(context.WithoutCancel(ctx), d+answerTime)
 	defer giveUp()
+	running, answered := context.WithCancel(context.WithoutCancel(ctx))
+	defer answered()
 
-	answered := make(chan struct{})
+	mark := rand.Text()
 	kill := make(chan error, 1)
 	unwatch := context.AfterFunc(ctx, func() {
-		err := b.interrupt(ctx, g.Session, mark, answered)
+		err := a.b.interrupt(ctx, running, a.id, mark)
 		if err != nil {
 			giveUp()
 		}
 		kill <- err
 	})
-	var answer sql.NullInt64
-	err = classify(session.Row(stmt, conn, waitQuery(g.Key, d, mariaDB, mark), &answer))
-	close(answered)
+	var verdict sql.NullInt64
+	err := understood(stmt, s.Row(stmt, waitQuery(a.key, d, a.kind, mark), &verdict))
+	answered()
 	if !unwatch() {
 		// ctx has ended. The KILL, if there was one, has been answered before
 		// anything else is sent.
 		if killErr := <-kill; killErr != nil {
-			return 0, fmt.Errorf("%w: the wait could not be ended over the control pool: %w", sqllock.ErrSessionGone, killErr)
+			return fmt.Errorf("%w: the wait could not be ended over the control pool: %w", sqllock.ErrSessionGone, killErr)
 		}
 	}
-	if err == nil && !answer.Valid {
+	if err == nil && !verdict.Valid {
 		err = interrupted()
 	}
+	a.verdict = verdict.Int64
 	switch {
-	case errors.Is(err, sqllock.ErrSessionGone):
-		return 0, err
-	case ctx.Err() != nil && (err == nil || errors.Is(err, sqllock.ErrInterrupted)):
-		if answer.Int64 == heldBySession {
-			return heldBySession, nil
-		}
-		return taken, letGo(ctx, conn, g.Key, nil)
-	case errors.Is(err, sqllock.ErrInterrupted):
-		err = letGo(ctx, conn, g.Key, err)
-		if number(err) == timeLimit {
-			// The hint ended the statement: the slice is over.
-			return taken, nil
-		}
-		return 0, err
+	case err != nil && !errors.Is(err, sqllock.ErrInterrupted):
+		return err
+	case err == nil && (ctx.Err() == nil || a.verdict == heldBySession):
+		return nil
+	case ctx.Err() != nil || number(err) == timeLimit:
+		// Given up, or the end of a slice that the hint cut short.
+		a.verdict = taken
+		return letGo(ctx, s, a.key, nil)
 	}
-	return answer.Int64, err
+	return letGo(ctx, s, a.key, err)
 }
 
 // interrupt ends the statement with the mark on session id by KILL QUERY, and
-// returns when answered is closed. A ctx that ended by its deadline needs no
-// KILL, since the wait is no longer than that. Neither can there be one without
-// a control pool; the slice runs out.
-func (b *Backend) interrupt(ctx context.Context, id int64, mark string, answered <-chan struct{}) error {
-	if b.control == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
+// returns when it has ended, which the end of running tells. A ctx with a
+// deadline that has passed needs no KILL, since the wait is no longer than that.
+// Neither can there be one without a control pool; the slice runs out.
+func (b *Backend) interrupt(ctx, running context.Context, id int64, mark string) error {
+	if _, ok := ctx.Deadline(); b.control == nil || ok && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTime)
-	defer cancel()
-	err := b.killUntil(ctx, id, mark, answered)
-	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("the wait of session %d went on for %v, or could not be seen: "+
-			"does the control pool lead to the same server, and has it a connection to spare?", id, killTime)
-	}
-	return err
-}
-
-func (b *Backend) killUntil(ctx context.Context, id int64, mark string, answered <-chan struct{}) error {
-	control, err := b.control.Conn(ctx)
+	control, err := b.controlConn(running)
 	if err != nil {
 		return err
 	}
+	if control == nil {
+		return nil
+	}
 	defer control.Close() //nolint:errcheck // the KILL is what counts
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTime)
+	defer cancel()
 	pause := time.NewTicker(killPause)
 	defer pause.Stop()
 	for {
-		var running int
-		if err := control.QueryRowContext(ctx, markedQuery(id, mark)).Scan(&running); err != nil {
+		var seen int
+		err := control.QueryRowContext(ctx, markedQuery(id, mark)).Scan(&seen)
+		if running.Err() != nil {
+			return nil // by itself
+		}
+		if err == nil && seen > 0 {
+			_, err = control.ExecContext(ctx, killQuery(id))
+		}
+		if err != nil && ctx.Err() == nil && number(err) != unknownThread { // 1094: the session has ended
 			return err
 		}
-		if running > 0 {
-			// 1094: the session has ended in the meantime.
-			if _, err := control.ExecContext(ctx, killQuery(id)); err != nil && number(err) != unknownThread {
-				return err
-			}
-		}
 		select {
-		case <-answered:
+		case <-running.Done():
+			if ctx.Err() != nil {
+				return errNoKill(id) // one may still be on its way
+			}
 			return nil
 		case <-pause.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			return errNoKill(id)
 		}
 	}
+}
+
+// controlConn takes a connection of the control pool. It returns nil if the
+// wait has ended before there was one.
+func (b *Backend) controlConn(running context.Context) (*sql.Conn, error) {
+	ctx, cancel := context.WithTimeout(running, killTime)
+	defer cancel()
+	conn, err := b.control.Conn(ctx)
+	switch {
+	case err == nil:
+		return conn, nil
+	case running.Err() != nil:
+		return nil, nil //nolint:nilnil // no connection is needed any more
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("the control pool had no connection to spare for %v", killTime)
+	}
+	return nil, err
+}
+
+func errNoKill(id int64) error {
+	return fmt.Errorf("session %d was not seen to end its wait for %v; does the control pool lead to the same server?", id, killTime)
 }
 
 // letGo frees key if the session has been granted it by a statement that was
 // interrupted or is no longer wanted, and returns err, unless the session has
 // to be given up for it. The session did not hold key before that statement.
-func letGo(ctx context.Context, conn *sql.Conn, key string, err error) error {
+func letGo(ctx context.Context, s *session.Session, key string, err error) error {
 	var freed sql.NullInt64
-	failed := ask(ctx, conn, releaseQuery(key), &freed)
+	failed := ask(ctx, s, releaseQuery(key), &freed)
 	if errors.Is(failed, sqllock.ErrInterrupted) {
-		failed = ask(ctx, conn, releaseQuery(key), &freed)
+		failed = ask(ctx, s, releaseQuery(key), &freed)
 	}
 	if failed == nil {
 		return err
@@ -226,9 +268,9 @@ func letGo(ctx context.Context, conn *sql.Conn, key string, err error) error {
 
 // afterTry returns err, the interruption of a try. If the session holds the
 // lock now, nobody knows whether it had done so before.
-func afterTry(ctx context.Context, conn *sql.Conn, key string, err error) error {
+func afterTry(ctx context.Context, s *session.Session, key string, err error) error {
 	var held sql.NullBool
-	failed := ask(ctx, conn, checkQuery(key), &held)
+	failed := ask(ctx, s, checkQuery(key), &held)
 	if failed != nil {
 		return fmt.Errorf("%w: it may hold the lock after an interrupted try: %w", sqllock.ErrSessionGone, failed)
 	}
@@ -242,13 +284,17 @@ func afterTry(ctx context.Context, conn *sql.Conn, key string, err error) error 
 // server has closed the connection, which tells a lock that was lost before
 // from one whose release was cut off.
 func (b *Backend) Release(ctx context.Context, conn *sql.Conn, g sqllock.Grant) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
 	var freed sql.NullInt64
-	alive, err := session.AliveRow(ctx, conn, releaseQuery(g.Key), &freed)
-	err = understood(ctx, err)
+	err := session.Use(conn, func(s *session.Session) error {
+		if err := s.Alive(ctx); err != nil {
+			return fmt.Errorf("%w: %w: %w", sqllock.ErrLost, sqllock.ErrSessionGone, err)
+		}
+		return ask(ctx, s, releaseQuery(g.Key), &freed)
+	})
 	switch {
-	case !alive || notSent(err):
+	case errors.Is(err, sqllock.ErrLost):
+		return err
+	case notSent(err):
 		return fmt.Errorf("%w: %w", sqllock.ErrLost, err)
 	case err != nil:
 		return err
@@ -261,10 +307,8 @@ func (b *Backend) Release(ctx context.Context, conn *sql.Conn, g sqllock.Grant) 
 // Check asks whether the session under q holds g, in one round trip.
 func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant) error {
 	var held sql.NullBool
-	err := ask(ctx, q, checkQuery(g.Key), &held)
+	err := askOver(ctx, q, checkQuery(g.Key), &held)
 	switch {
-	case errors.Is(err, sql.ErrConnDone):
-		return fmt.Errorf("the conn is closed: the session broke, and the lock with it, or it went back to its pool: %w", err)
 	case errors.Is(err, sqllock.ErrSessionGone):
 		return fmt.Errorf("%w: %w", sqllock.ErrLost, err)
 	case err != nil:
@@ -279,9 +323,8 @@ func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant)
 func (b *Backend) Holder(ctx context.Context, q sqllock.Querier, key string) (sqllock.Holder, error) {
 	var id, since sql.NullInt64
 	var user, host, database, state sql.NullString
-	row := q.QueryRowContext(ctx, holderQuery(key))
-	if err := session.Scan(row, &id, &user, &host, &database, &state, &since); err != nil {
-		return sqllock.Holder{}, classify(err)
+	if err := askOver(ctx, q, holderQuery(key), &id, &user, &host, &database, &state, &since); err != nil {
+		return sqllock.Holder{}, err
 	}
 	if !id.Valid {
 		return sqllock.Holder{}, fmt.Errorf("%w: it is free", sqllock.ErrNotHeld)
@@ -293,24 +336,48 @@ func (b *Backend) Holder(ctx context.Context, q sqllock.Querier, key string) (sq
 	return h, nil
 }
 
+// askOver is ask for every Querier. What is no session of the caller's, like a
+// *sql.DB, takes the end of ctx well; a transaction is given time to answer, and
+// has to live with what becomes of it if it does not.
+func askOver(ctx context.Context, q sqllock.Querier, query string, dest ...sql.Scanner) error {
+	var tx *sql.Tx
+	switch q := q.(type) {
+	case *sql.Conn:
+		return session.Use(q, func(s *session.Session) error { return ask(ctx, s, query, dest...) })
+	case *sql.Tx:
+		tx = q
+	}
+	pointers := make([]any, len(dest))
+	for i, d := range dest {
+		pointers[i] = d
+	}
+	if tx != nil {
+		ctx = context.WithoutCancel(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	err := q.QueryRowContext(ctx, query).Scan(pointers...)
+	switch {
+	case err == nil || tx == nil:
+		return err
+	case ctx.Err() != nil:
+		return fmt.Errorf("the transaction's session did not answer for %v", answerTime)
+	}
+	return classify(err)
+}
+
 // ask runs a statement that answers with one row at once. The end of ctx does
 // not reach it; it has a bound of its own.
-func ask(ctx context.Context, q sqllock.Querier, query string, dest ...sql.Scanner) error {
+func ask(ctx context.Context, s *session.Session, query string, dest ...sql.Scanner) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
 	defer cancel()
-	var err error
-	if conn, ok := q.(*sql.Conn); ok {
-		err = session.Row(ctx, conn, query, dest...)
-	} else {
-		err = session.Scan(q.QueryRowContext(ctx, query), dest...)
-	}
-	return understood(ctx, err)
+	return understood(ctx, s.Row(ctx, query, dest...))
 }
 
 // understood is classify for a statement whose bound was that of ctx.
 func understood(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("%w: the server did not answer within %v", sqllock.ErrSessionGone, answerTime)
+		return fmt.Errorf("%w: the server did not answer for %v", sqllock.ErrSessionGone, answerTime)
 	}
 	return classify(err)
 }

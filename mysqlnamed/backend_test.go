@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // called "job".
 const (
 	look    = "SHOW GLOBAL VARIABLES"
-	try     = "SELECT IF(IS_USED_LOCK(X'6a6f62')=CONNECTION_ID(),-1,GET_LOCK(X'6a6f62',0)) v,CONNECTION_ID() c,VERSION() s,@@read_only r"
+	try     = "SELECT IF(IS_USED_LOCK(X'6a6f62')=CONNECTION_ID(),-1,GET_LOCK(X'6a6f62',0)) v,CONNECTION_ID() c,VERSION() s,@@hostname h,@@port p,@@read_only r"
 	wait    = "IF(IS_USED_LOCK(X'6a6f62')=CONNECTION_ID(),-1,GET_LOCK(X'6a6f62',"
 	release = "SELECT RELEASE_LOCK(X'6a6f62')"
 	check   = "SELECT IS_USED_LOCK(X'6a6f62')=CONNECTION_ID()"
@@ -86,7 +86,7 @@ func (s *server) admitted() {
 	s.variables("version", "9.7.4", "version_comment", "(Debian)", "read_only", "OFF")
 }
 
-func (s *server) tried(verdict driver.Value) { s.answer(try, verdict, 7, "9.7.4", "0") }
+func (s *server) tried(verdict driver.Value) { s.answer(try, verdict, 7, "9.7.4", "db1", 3306, "0") }
 
 func number(n uint16) error { return &mysql.MySQLError{Number: n, Message: "as the server puts it"} }
 
@@ -139,7 +139,7 @@ func TestAcquireVerdicts(t *testing.T) {
 		{"3169", number(3169), nil, sqllock.ErrSessionGone},
 		{"ErrInvalidConn", mysql.ErrInvalidConn, nil, sqllock.ErrSessionGone},
 		{"ErrBadConn", driver.ErrBadConn, nil, sqllock.ErrSessionGone},
-		{"ErrBusyBuffer", mysql.ErrBusyBuffer, nil, mysql.ErrBusyBuffer},
+		{"ErrBusyBuffer", mysql.ErrBusyBuffer, nil, sqllock.ErrSessionGone},
 		{"another error of the server", number(1226), nil, number(1226)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -308,7 +308,7 @@ func TestCheckVerdicts(t *testing.T) {
 		{"4031", number(4031), sqllock.ErrLost},
 		{"ErrInvalidConn", mysql.ErrInvalidConn, sqllock.ErrLost},
 		{"ErrBadConn", driver.ErrBadConn, sqllock.ErrLost},
-		{"ErrBusyBuffer", mysql.ErrBusyBuffer, mysql.ErrBusyBuffer},
+		{"ErrBusyBuffer", mysql.ErrBusyBuffer, sqllock.ErrLost},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newServer(t)
@@ -356,7 +356,6 @@ func TestServers(t *testing.T) {
 		{"TiDB", []string{"version", "8.0.11-TiDB-v8.5.0"}, mysqlnamed.Lookalike, "TiDB"},
 		{"Vitess", []string{"version", "8.0.30-Vitess"}, mysqlnamed.Lookalike, "Vitess"},
 		{"Dolt", []string{"version", "8.0.31", "version_comment", "Dolt"}, mysqlnamed.Lookalike, "Dolt"},
-		{"nameless", nil, mysqlnamed.Lookalike, "not MySQL or MariaDB"},
 		{"unreadable version", []string{"version", "trunk"}, 0, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -408,17 +407,17 @@ func TestLook(t *testing.T) {
 	acquire(errNone)
 	s.tried(1) // no look
 	acquire(errNone)
-	s.answer(try, 1, 7, "9.7.4", "1") // it has become a replica
+	s.answer(try, 1, 7, "9.7.4", "db1", 3306, "1") // it has become a replica
 	s.variables("version", "9.7.4", "read_only", "ON")
 	s.answer(release, 1)
 	acquire(sqllock.ErrUnsupported)
-	s.answer(try, 0, 7, "9.7.4", "1")
+	s.answer(try, 0, 7, "9.7.4", "db1", 3306, "1")
 	s.variables("version", "9.7.4", "read_only", "ON")
 	acquire(sqllock.ErrUnsupported)
-	s.answer(try, 1, 7, "10.11.19-MariaDB", "0")
+	s.answer(try, 1, 7, "10.11.19-MariaDB", "db1", 3306, "0")
 	s.variables("version", "10.11.19-MariaDB", "read_only", "OFF")
 	acquire(errNone)
-	s.answer(try, 1, 7, "10.11.19-MariaDB", "0")
+	s.answer(try, 1, 7, "10.11.19-MariaDB", "db1", 3306, "0")
 	acquire(errNone)
 }
 
@@ -438,7 +437,7 @@ func TestWaitStatements(t *testing.T) {
 	} {
 		s := newServer(t)
 		s.variables("version", test.version, "read_only", "OFF")
-		s.answer(try, 0, 7, test.version, "0")
+		s.answer(try, 0, 7, test.version, "db1", 3306, "0")
 		s.answer(test.want, 1)
 		ctx, cancel := context.WithTimeout(t.Context(), test.deadline)
 		_, err := mysqlnamed.New().Acquire(ctx, s.conn, sqllock.Request{Key: "job", Wait: true})

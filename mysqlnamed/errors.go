@@ -8,6 +8,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
+	"github.com/sqllock/go-sqllock/internal/session"
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -15,15 +16,13 @@ import (
 // lock, by number and never by text. Errors that mean nothing in particular are
 // returned as they are: the session is usable then.
 func classify(err error) error {
-	if err == nil || errors.Is(err, sql.ErrTxDone) {
+	if err == nil || errors.Is(err, sql.ErrTxDone) || errors.Is(err, sql.ErrConnDone) {
 		return err
-	}
-	if errors.Is(err, mysql.ErrBusyBuffer) {
-		return fmt.Errorf("rows of a query are open on this conn, close them first: %w", err)
 	}
 	answer, ok := serverError(err)
 	if !ok {
-		// The driver closes the connection after any error of its own.
+		// After an error of the driver the connection is closed, or, with rows
+		// of a query open on it, about to fail.
 		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, err)
 	}
 	switch answer.Number {
@@ -53,7 +52,7 @@ func notSent(err error) bool {
 	if err == nil {
 		return false
 	}
-	if errors.Is(err, driver.ErrBadConn) {
+	if errors.Is(err, driver.ErrBadConn) || errors.Is(err, session.ErrUnusable) {
 		return true
 	}
 	_, answered := serverError(err)

@@ -29,22 +29,27 @@ func getLock(key, timeout string) string {
 // tryQuery also brings the session's id and what its kind is told by. The short
 // aliases keep the expressions out of the answer's column names.
 func tryQuery(key string) string {
-	return "SELECT " + getLock(key, "0") + " v,CONNECTION_ID() c,VERSION() s,@@read_only r"
+	return "SELECT " + getLock(key, "0") + " v,CONNECTION_ID() c,VERSION() s,@@hostname h,@@port p,@@read_only r"
 }
 
 // waitQuery waits for at most d, which is positive. MySQL knows whole seconds
 // only, so there the hint cuts the statement short. The hint, and SET STATEMENT
-// on MariaDB, also keep a limit on execution time that is set for the session
-// from ending the wait early. MariaDB reads the mark as a comment, too.
-func waitQuery(key string, d time.Duration, mariaDB bool, mark string) string {
+// on MariaDB (which has it since 10.1.2), also keep a limit on execution time
+// that is set for the session from ending the wait early. The mark is for
+// markedQuery.
+func waitQuery(key string, d time.Duration, k kind, mark string) string {
 	ms := max(d.Milliseconds(), 1)
-	if mariaDB {
-		seconds := strconv.FormatFloat(float64(ms)/1000, 'f', 3, 64)
-		return "SET STATEMENT max_statement_time=0 FOR SELECT /*" + mark + "*/ " + getLock(key, seconds)
+	if !k.mariaDB() {
+		hint := "/*+ MAX_EXECUTION_TIME(" + strconv.FormatInt(ms, 10) + ") */"
+		seconds := strconv.FormatInt((ms+999)/1000, 10)
+		return "SELECT " + hint + " /*" + mark + "*/ " + getLock(key, seconds)
 	}
-	seconds := strconv.FormatInt((ms+999)/1000, 10)
-	hint := "/*+ MAX_EXECUTION_TIME(" + strconv.FormatInt(ms, 10) + ") */"
-	return "SELECT " + hint + " /*" + mark + "*/ " + getLock(key, seconds)
+	unlimited := "SET STATEMENT max_statement_time=0 FOR "
+	if older(k.version, 10, 1, 2) {
+		unlimited = ""
+	}
+	seconds := strconv.FormatFloat(float64(ms)/1000, 'f', 3, 64)
+	return unlimited + "SELECT /*" + mark + "*/ " + getLock(key, seconds)
 }
 
 // markedQuery looks for the statement with the mark on session id. It is not

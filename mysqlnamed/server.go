@@ -16,6 +16,8 @@ import (
 // kind is what two sessions have in common when one look serves for both.
 type kind struct {
 	version  string // VERSION()
+	host     string // @@hostname
+	port     int64  // @@port
 	readOnly string // @@read_only: it may change while a session lives
 }
 
@@ -51,10 +53,14 @@ func (b *Backend) untried() bool {
 
 // look asks the server what it is, and returns an error that matches
 // sqllock.ErrUnsupported if its locks are not to be trusted.
-func (b *Backend) look(ctx context.Context, conn *sql.Conn) error {
-	vars, err := variables(ctx, conn)
+func (b *Backend) look(ctx context.Context, s *session.Session) error {
+	vars, err := variables(ctx, s)
 	if err != nil {
 		return err
+	}
+	if vars["version"] == "" && b.allowed&Lookalike == 0 {
+		return fmt.Errorf("%w: SHOW GLOBAL VARIABLES does not tell the server's version; "+
+			"has the session set sql_select_limit or character_set_results?", sqllock.ErrUnsupported)
 	}
 	if why := refuse(vars, b.allowed); why != "" {
 		return fmt.Errorf("%w: %s", sqllock.ErrUnsupported, why)
@@ -62,11 +68,11 @@ func (b *Backend) look(ctx context.Context, conn *sql.Conn) error {
 	return nil
 }
 
-func variables(ctx context.Context, conn *sql.Conn) (map[string]string, error) {
+func variables(ctx context.Context, s *session.Session) (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
 	defer cancel()
 	vars := make(map[string]string)
-	err := session.Query(ctx, conn, lookQuery, func(values []driver.Value) error {
+	err := s.Query(ctx, lookQuery, func(values []driver.Value) error {
 		var name, value sql.NullString
 		if len(values) != 2 {
 			return fmt.Errorf("SHOW VARIABLES has %d columns", len(values))
@@ -77,14 +83,14 @@ func variables(ctx context.Context, conn *sql.Conn) (map[string]string, error) {
 		vars[strings.ToLower(name.String)] = value.String
 		return nil
 	})
-	return vars, classify(err)
+	return vars, understood(ctx, err)
 }
 
 // refuse says why the locks of a server with these variables exclude less than
 // everybody, or "" if they don't, or if that is allowed.
 func refuse(vars map[string]string, allowed Risk) string {
 	version, comment := vars["version"], vars["version_comment"]
-	on := func(name string) bool { return vars[name] == "ON" || vars[name] == "1" }
+	on := func(name string) bool { return vars[name] != "" && vars[name] != "OFF" && vars[name] != "0" }
 	switch {
 	case allowed&Lookalike == 0 && isLookalike(version+" "+comment):
 		return fmt.Sprintf("the server is not MySQL or MariaDB (version %q, %q), and its GET_LOCK has not been tried; "+
@@ -109,33 +115,37 @@ func refuse(vars map[string]string, allowed Risk) string {
 	return ""
 }
 
-// isLookalike also finds a server that does not know its own version.
 func isLookalike(description string) bool {
-	description = strings.ToLower(strings.TrimSpace(description))
+	description = strings.ToLower(description)
 	for _, word := range lookalikes {
 		if strings.Contains(description, word) {
 			return true
 		}
 	}
-	return description == ""
+	return false
 }
 
-// oneLockPerSession compares with the first versions that count locks. MariaDB
-// once put "5.5.5-" in front of its version, for old replicas' sake. What can't
-// be read as a version is none of the old ones.
+// oneLockPerSession compares with the first versions that count locks.
 func oneLockPerSession(version string) bool {
-	first := [3]int{5, 7, 5}
 	if strings.Contains(version, "MariaDB") {
-		first = [3]int{10, 0, 2}
+		return older(version, 10, 0, 2)
+	}
+	return older(version, 5, 7, 5)
+}
+
+// older compares versions. MariaDB once put "5.5.5-" in front of its own, for
+// old replicas' sake. What can't be read as a version is not older.
+func older(version string, than ...int) bool {
+	if strings.Contains(version, "MariaDB") {
 		version = strings.TrimPrefix(version, "5.5.5-")
 	}
 	numbers, _, _ := strings.Cut(version, "-")
-	for i, part := range strings.SplitN(numbers, ".", 3) {
+	for i, part := range strings.SplitN(numbers, ".", len(than)) {
 		n, err := strconv.Atoi(part)
-		if err != nil || n > first[i] {
+		if err != nil || n > than[i] {
 			return false
 		}
-		if n < first[i] {
+		if n < than[i] {
 			return true
 		}
 	}

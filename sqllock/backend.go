@@ -10,11 +10,19 @@ import (
 // [database/sql/driver.Driver] is to database/sql. Applications hand one to
 // [New] and use the [Locker]. Implementations are safe for concurrent use.
 //
-// Two rules hold for every method that takes a *sql.Conn. A ctx that has ended
-// must not reach a statement on it, and one that ends must not cut a statement
-// short, since drivers answer both by closing the session, and every lock in it
-// is lost. And where the session can't be trusted any more, the error matches
-// [ErrSessionGone]: the core then closes the session.
+// Three rules hold for every method that works on a *sql.Conn or a *sql.Tx.
+//
+//   - A ctx that has ended must not reach a statement on it, and one that ends
+//     must not cut a statement short, since drivers answer both by closing the
+//     session, and every lock in it is lost. Bounds of time are the backend's
+//     own, and begin when the statement does, not while it waits for another
+//     one on the conn.
+//   - Statements on a *sql.Conn are run inside [database/sql.Conn.Raw], in a
+//     function that returns nil whatever becomes of them. QueryContext and its
+//     like close the conn after driver.ErrBadConn, and that waits for an open
+//     transaction to end: a caller who defers its rollback waits for itself.
+//   - Where the session can't be trusted any more, the error matches
+//     [ErrSessionGone]: the core then closes the session.
 type Backend interface {
 	// Acquire makes the session under conn the holder of req.Key. A request
 	// that does not wait gets ErrBusy when another session holds it; one that

@@ -21,10 +21,15 @@ const acquireTries = 3
 // [WithCheckInterval]. fn should then stop. fn may release the lock early by
 // lock.Release; its ctx then ends with [ErrNotHeld] as the cause.
 //
-// Do returns the error of fn, and, joined to it, the error of a lock that was
-// lost or whose release could not be confirmed, in which case the connection
-// has been closed. If fn panics, or ends its goroutine, the lock is released
-// and the panic goes on. If the lock could not be acquired, fn has not run.
+// Do returns the error of fn, and, before it, the error of a lock that was lost
+// or whose release could not be confirmed, in which case the connection has been
+// closed. If fn panics, or ends its goroutine, the lock is released and the
+// panic goes on. If the lock could not be acquired, fn has not run.
+//
+// Do is safe for concurrent use. Each needs a connection while it waits and
+// while fn runs: where the pool has fewer than there are Dos and what their
+// functions need besides, they wait for each other until ctx ends. A Do inside
+// fn for the same name waits for itself.
 func (k *Locker) Do(ctx context.Context, db *sql.DB, name string, fn func(ctx context.Context, lock *Lock) error) error {
 	return k.do(ctx, db, name, k.Lock, fn)
 }
@@ -71,6 +76,9 @@ func (k *Locker) conn(ctx context.Context, db *sql.DB, name string) (*sql.Conn, 
 	if db == nil {
 		return fail(errors.New("the *sql.DB is nil"))
 	}
+	if ctx.Err() != nil {
+		return fail(endOf(ctx))
+	}
 	conn, err := db.Conn(ctx)
 	if err == nil {
 		return conn, nil
@@ -86,35 +94,38 @@ func (k *Locker) conn(ctx context.Context, db *sql.DB, name string) (*sql.Conn, 
 func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *Lock) error) (err error) {
 	fnCtx, cancel := context.WithCancelCause(ctx)
 	lock.whenEnded(cancel)
-	stopWatch := k.watch(fnCtx, lock)
+	stopWatch := k.watch(ctx, lock)
 	defer func() {
+		cause := context.Cause(fnCtx)
 		cancel(nil)
 		stopWatch()
 		released := lock.Release(ctx)
 		switch {
 		case released == nil || errors.Is(released, ErrNotHeld):
-		case err == nil:
+		case err == nil || err == cause: //nolint:errorlint // the cause as it is adds nothing
 			err = released
 		default:
-			err = fmt.Errorf("%w (and %w)", err, released)
+			err = fmt.Errorf("%w; the function returned: %w", released, err)
 		}
 	}()
 	return fn(fnCtx, lock)
 }
 
 // watch finds out when lock is lost, which ends it. A function that is done
-// before the first interval is over costs no goroutine. The returned function
-// is called after ctx has ended; it returns when the watch is over.
+// before the first interval is over costs no goroutine. The watch goes on until
+// it is stopped, for a function that takes its time to clean up after ctx has
+// ended. stop returns when the watch is over.
 func (k *Locker) watch(ctx context.Context, lock *Lock) (stop func()) {
 	if k.checkInterval <= 0 {
 		return func() {}
 	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	over := make(chan struct{})
 	first := time.AfterFunc(k.checkInterval, func() {
 		defer close(over)
 		ticker := time.NewTicker(k.checkInterval)
 		defer ticker.Stop()
-		for lock.Err() == nil {
+		for !lock.ended() {
 			// Where the server could not be asked, the next tick asks again.
 			_ = lock.Check(ctx)
 			select {
@@ -125,6 +136,7 @@ func (k *Locker) watch(ctx context.Context, lock *Lock) (stop func()) {
 		}
 	})
 	return func() {
+		cancel()
 		if !first.Stop() {
 			<-over
 		}

@@ -13,8 +13,8 @@ var (
 	ErrBusy = errors.New("sqllock: another session holds the lock")
 
 	// ErrHeld is returned by TryLock and Lock when the session under the conn
-	// holds the name already, or is acquiring it in another goroutine. The
-	// lock that is there stays as it is; no second reference is taken.
+	// holds the name already, or is acquiring it in another goroutine. That
+	// lock is not touched; no second reference is taken.
 	ErrHeld = errors.New("sqllock: this session holds the lock already")
 
 	// ErrNotHeld is returned by the calls on a handle that has been released,
@@ -27,9 +27,10 @@ var (
 	ErrLost = errors.New("sqllock: the lock was lost")
 
 	// ErrUnknown is returned by Check when the server could not be asked (the
-	// handle goes on) and by Release when the server did not confirm it. In the
-	// second case the session has been closed, so the server frees the lock as
-	// soon as it notices; the handle has ended.
+	// handle goes on) and by Release when the server did not confirm it (the
+	// handle has ended). In the second case the session has been closed, so the
+	// server frees the lock as soon as it notices, unless the caller had closed
+	// the conn before, which the error then says.
 	ErrUnknown = errors.New("sqllock: could not tell whether the lock was held")
 
 	// ErrSessionGone is returned when the session under the conn is over:
@@ -57,16 +58,17 @@ var (
 )
 
 // OpError says which operation on which lock failed. Every error of a [Locker]
-// or a [Lock] is one.
+// or a [Lock] is one, save that Do and TryDo return the error of the function as
+// it is, or wrapped together with one.
 type OpError struct {
-	Op   string // "lock", "try lock", "check", "release", "holder" or "do"
+	Op   string // "lock", "try lock", "hold" (how a lock ended), "check", "release", "holder" or "do"
 	Name string // the name as the caller gave it
 	Err  error  // why; match it with errors.Is
 }
 
 // Error returns operation, name and cause on one line.
 func (e *OpError) Error() string {
-	cause := strings.TrimPrefix(e.Err.Error(), "sqllock: ")
+	cause := strings.ReplaceAll(e.Err.Error(), "sqllock: ", "")
 	return "sqllock: " + e.Op + " " + strconv.Quote(e.Name) + ": " + cause
 }
 

@@ -17,6 +17,7 @@ var errReleased = fmt.Errorf("%w: it has been released", ErrNotHeld)
 type Lock struct {
 	locker *Locker
 	conn   *sql.Conn
+	handle handle
 	name   string
 	grant  Grant
 	done   chan struct{}
@@ -42,10 +43,26 @@ func (l *Lock) Done() <-chan struct{} { return l.done }
 // Err returns nil until Done is closed, then how the lock ended: an error that
 // matches [ErrNotHeld] if it was released, [ErrLost] if it was lost, and
 // [ErrUnknown] if its release could not be confirmed.
-func (l *Lock) Err() error {
+func (l *Lock) Err() error { return l.fail("hold", l.how()) }
+
+// how returns how the lock ended, nil if it has not.
+func (l *Lock) how() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err
+}
+
+func (l *Lock) ended() bool { return l.how() != nil }
+
+// supersede ends a lock whose session has acquired it anew: the server would
+// not have granted it if it had been held. So it had been lost, or else a
+// Release is about to report.
+func (l *Lock) supersede() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.releasing {
+		l.endLocked(fmt.Errorf("%w: its session had let go of it, and has acquired it anew", ErrLost))
+	}
 }
 
 // end records how the lock ended, unless that is known already.
@@ -60,7 +77,7 @@ func (l *Lock) endLocked(err error) {
 		l.err = err
 		close(l.done)
 		if l.onEnd != nil {
-			l.onEnd(err)
+			l.onEnd(l.fail("hold", err))
 		}
 	}
 }
@@ -71,7 +88,7 @@ func (l *Lock) whenEnded(f func(error)) {
 	defer l.mu.Unlock()
 	l.onEnd = f
 	if l.err != nil {
-		f(l.err)
+		f(l.fail("hold", l.err))
 	}
 }
 
@@ -87,13 +104,16 @@ func (l *Lock) Check(ctx context.Context) error {
 }
 
 func (l *Lock) check(ctx context.Context) error {
-	if err := l.Err(); err != nil {
+	if err := l.how(); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", ErrUnknown, endOf(ctx))
 	}
 	err := l.locker.backend.Check(ctx, l.conn, l.grant)
+	if errors.Is(err, sql.ErrConnDone) {
+		return l.connDone(err)
+	}
 	if err != nil && !errors.Is(err, ErrLost) {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
@@ -102,16 +122,26 @@ func (l *Lock) check(ctx context.Context) error {
 		// The answer is of a moment before or after the release.
 		l.mu.Unlock()
 		<-l.done
-		return l.Err()
+		return l.how()
 	}
 	if err != nil {
 		l.endLocked(err)
 	}
 	l.mu.Unlock()
 	if err != nil {
-		l.locker.forget(l)
+		sessions.forget(l)
+	}
+	if errors.Is(err, ErrSessionGone) {
+		sessions.discard(l.conn)
 	}
 	return err
+}
+
+// connDone explains sql.ErrConnDone to the person who wonders what became of
+// the lock. database/sql closes a conn after an error of the connection, too.
+func (l *Lock) connDone(err error) error {
+	return fmt.Errorf("%w: %w: either its session %d broke, and the lock is gone with it, or the conn was closed "+
+		"before the lock was released, and the session is back in its pool with the lock until it ends", ErrUnknown, err, l.grant.Session)
 }
 
 // Release frees the lock, in one round trip. It works with a ctx that has
@@ -132,7 +162,7 @@ func (l *Lock) Release(ctx context.Context) error {
 	if l.releasing || l.err != nil {
 		l.mu.Unlock()
 		<-l.done
-		return l.fail("release", l.Err())
+		return l.fail("release", l.how())
 	}
 	l.releasing = true
 	l.mu.Unlock()
@@ -141,16 +171,15 @@ func (l *Lock) Release(ctx context.Context) error {
 	switch {
 	case err == nil:
 	case errors.Is(err, sql.ErrConnDone):
-		err = fmt.Errorf("%w: %w: the conn was closed before the lock was released; "+
-			"its session went back to the pool and may hold the lock until it ends", ErrUnknown, err)
+		err = l.connDone(err)
 	case errors.Is(err, ErrSessionGone) || !errors.Is(err, ErrLost):
-		l.locker.forget(l)
-		l.locker.discard(l.conn)
+		sessions.forget(l)
+		sessions.discard(l.conn)
 		if !errors.Is(err, ErrLost) {
 			err = fmt.Errorf("%w: the release was not confirmed, so the session was closed: %w", ErrUnknown, err)
 		}
 	}
-	l.locker.forget(l)
+	sessions.forget(l)
 	if err == nil {
 		l.end(errReleased)
 		return nil

@@ -5,10 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"sync"
+	"reflect"
 	"time"
-
-	"github.com/sqllock/go-sqllock/internal/session"
 )
 
 // DefaultCheckInterval is how often Do and TryDo ask the server whether their
@@ -22,15 +20,6 @@ type Locker struct {
 	backend       Backend
 	namespace     string
 	checkInterval time.Duration
-
-	mu   sync.Mutex       // guards live
-	live map[handle]*Lock // what is held, or nil while it is being acquired
-}
-
-// handle is what a session can hold once.
-type handle struct {
-	conn *sql.Conn
-	key  string
 }
 
 // Option configures a [Locker].
@@ -61,7 +50,7 @@ func New(b Backend, opts ...Option) *Locker {
 	if b == nil {
 		panic("sqllock: New needs a backend, for example mysqlnamed.New()")
 	}
-	k := &Locker{backend: b, checkInterval: DefaultCheckInterval, live: make(map[handle]*Lock)}
+	k := &Locker{backend: b, checkInterval: DefaultCheckInterval}
 	for _, o := range opts {
 		o.apply(k)
 	}
@@ -72,7 +61,8 @@ func New(b Backend, opts ...Option) *Locker {
 // [ErrBusy] if another session holds it. It does not wait for the lock.
 //
 // On failure nothing has been acquired, and conn is as usable as before unless
-// the error matches [ErrSessionGone].
+// the error matches [ErrSessionGone]. Rows of a query on conn must have been
+// closed. A server that falls silent costs the session, after some seconds.
 func (k *Locker) TryLock(ctx context.Context, conn *sql.Conn, name string) (*Lock, error) {
 	return k.acquire(ctx, conn, name, "try lock", false)
 }
@@ -82,7 +72,10 @@ func (k *Locker) TryLock(ctx context.Context, conn *sql.Conn, name string) (*Loc
 // the cause of ctx, and [ErrBusy] if another session held the lock.
 //
 // On failure nothing has been acquired, and conn is as usable as before unless
-// the error matches [ErrSessionGone]. Other statements on conn wait meanwhile.
+// the error matches [ErrSessionGone]. Other statements on conn wait meanwhile;
+// rows of a query on it must have been closed. How soon a cancellation ends the
+// wait is up to the backend. A server that falls silent costs the session, some
+// seconds after it should have answered, whatever ctx says.
 func (k *Locker) Lock(ctx context.Context, conn *sql.Conn, name string) (*Lock, error) {
 	return k.acquire(ctx, conn, name, "lock", true)
 }
@@ -99,97 +92,47 @@ func (k *Locker) acquire(ctx context.Context, conn *sql.Conn, name, op string, w
 	if ctx.Err() != nil {
 		return fail(endOf(ctx))
 	}
-	h := handle{conn, key}
-	old, err := k.reserve(h)
+	h := handle{conn, reflect.TypeOf(k.backend), key}
+	old, err := sessions.reserve(h)
 	if err != nil {
 		return fail(err)
 	}
 	g, err := k.backend.Acquire(ctx, conn, Request{Key: key, Wait: wait})
 	if err != nil {
-		k.settle(h, old)
+		sessions.settle(h, old)
 		if errors.Is(err, ErrSessionGone) {
-			k.discard(conn)
+			sessions.discard(conn)
 		}
 		if wait && (errors.Is(err, ErrBusy) || ctx.Err() != nil) {
 			err = fmt.Errorf("%w: %w", err, endOf(ctx))
 		}
 		return fail(err)
 	}
-	l := &Lock{locker: k, conn: conn, name: name, grant: g, done: make(chan struct{})}
-	k.settle(h, l)
+	l := &Lock{locker: k, conn: conn, handle: h, name: name, grant: g, done: make(chan struct{})}
+	sessions.settle(h, l)
 	if old != nil {
-		// The server granted what old was thought to hold, so old had lost it;
-		// and its release must not free the new grant.
-		old.end(fmt.Errorf("%w: its session had let go of it, and has acquired it anew", ErrLost))
+		old.supersede()
 	}
 	return l, nil
 }
 
-// reserve keeps two goroutines from acquiring one key on one session at a time:
-// each could be taken for the other by the server. It returns the lock that
-// this Locker believes to be held there; whether it is, the server says.
-func (k *Locker) reserve(h handle) (*Lock, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	old, there := k.live[h]
-	if there && old == nil {
-		return nil, fmt.Errorf("%w, or is about to: another goroutine is acquiring it on the same conn", ErrHeld)
-	}
-	k.live[h] = nil
-	return old, nil
-}
-
-// settle ends a reservation: l is what h holds now, nil for nothing.
-func (k *Locker) settle(h handle, l *Lock) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if l == nil || l.Err() != nil {
-		delete(k.live, h)
-		return
-	}
-	k.live[h] = l
-}
-
-// forget removes l, and nothing newer.
-func (k *Locker) forget(l *Lock) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	h := handle{l.conn, l.grant.Key}
-	if k.live[h] == l {
-		delete(k.live, h)
-	}
-}
-
 // Holder tells which session holds name, asking over q: the *sql.DB, a *sql.Conn
 // or a *sql.Tx, on the server of the lock. It returns [ErrNotHeld] if the lock
-// is free.
+// is free. On a *sql.Conn or a *sql.Tx the statement is not cut short by ctx,
+// since that would close the session; it has a bound of some seconds of its own.
 func (k *Locker) Holder(ctx context.Context, q Querier, name string) (Holder, error) {
 	key, err := Key(k.namespace, name)
 	if err != nil {
 		return Holder{}, &OpError{Op: "holder", Name: name, Err: err}
+	}
+	if ctx.Err() != nil {
+		return Holder{}, &OpError{Op: "holder", Name: name, Err: endOf(ctx)}
 	}
 	h, err := k.backend.Holder(ctx, q, key)
 	if err != nil {
 		return Holder{}, &OpError{Op: "holder", Name: name, Err: err}
 	}
 	return h, nil
-}
-
-// discard closes the session under conn, and with it every lock that it held.
-func (k *Locker) discard(conn *sql.Conn) {
-	_ = session.Close(conn) // one that is closed already is what is wanted
-	k.mu.Lock()
-	var lost []*Lock
-	for h, l := range k.live {
-		if h.conn == conn && l != nil {
-			lost = append(lost, l)
-			delete(k.live, h)
-		}
-	}
-	k.mu.Unlock()
-	for _, l := range lost {
-		l.end(fmt.Errorf("%w: %w: it was closed when another lock on it could not be settled", ErrLost, ErrSessionGone))
-	}
 }
 
 // endOf returns the error of a ctx that has ended, on one line with its cause

@@ -1,9 +1,10 @@
 // Package session runs statements on the session that a *sql.Conn pins.
 //
-// It goes past database/sql to the driver, for one reason: when a statement on a
-// *sql.Conn fails with driver.ErrBadConn, database/sql closes the conn, which
-// waits for an open transaction or open rows on it to end. A caller who rolls
-// back in a deferred call would wait for itself. Here the error just returns.
+// It goes past database/sql to the driver, for two reasons. When a statement on
+// a *sql.Conn fails with driver.ErrBadConn, database/sql closes the conn, which
+// waits for an open transaction or open rows on it to end: a caller who rolls
+// back in a deferred call would wait for itself. And between two statements on
+// a *sql.Conn anybody else's may run, while what happens inside [Use] is alone.
 package session
 
 import (
@@ -15,21 +16,34 @@ import (
 	"io"
 )
 
-// Row runs a statement without arguments and scans its only row.
-// It returns sql.ErrNoRows if there is none.
-func Row(ctx context.Context, conn *sql.Conn, query string, dest ...sql.Scanner) error {
-	return raw(conn, func(dc any) error { return row(ctx, dc, query, dest) })
+// ErrUnusable is returned for a session that the driver reports as invalid:
+// its connection is broken, or rows of a query are open on it. To send a
+// statement would break it for certain.
+var ErrUnusable = errors.New("the connection is broken, or rows of a query are open on it")
+
+// Session is a session while nothing else runs on it.
+type Session struct{ dc any }
+
+// Use calls f with the session under conn, for whose length other statements
+// on conn wait. It waits for one that is running, however long that takes, so
+// bounds of time are for f to set. It returns the error of f, or sql.ErrConnDone
+// if conn is closed; neither closes conn.
+func Use(conn *sql.Conn, f func(*Session) error) (err error) {
+	closed := conn.Raw(func(dc any) error {
+		err = f(&Session{dc})
+		return nil // an error here would have database/sql close conn
+	})
+	if closed != nil {
+		return closed
+	}
+	return err
 }
 
-// Query runs a statement without arguments and calls each for every row. The
-// values are valid during the call.
-func Query(ctx context.Context, conn *sql.Conn, query string, each func([]driver.Value) error) error {
-	return raw(conn, func(dc any) error { return rows(ctx, dc, query, each) })
-}
-
-func row(ctx context.Context, dc any, query string, dest []sql.Scanner) error {
+// Row runs a statement without arguments and scans its only row. It returns
+// sql.ErrNoRows if there is none.
+func (s *Session) Row(ctx context.Context, query string, dest ...sql.Scanner) error {
 	found := false
-	err := rows(ctx, dc, query, func(values []driver.Value) error {
+	err := s.Query(ctx, query, func(values []driver.Value) error {
 		found = true
 		return scan(values, dest)
 	})
@@ -39,10 +53,15 @@ func row(ctx context.Context, dc any, query string, dest []sql.Scanner) error {
 	return err
 }
 
-func rows(ctx context.Context, dc any, query string, each func([]driver.Value) error) error {
-	q, ok := dc.(driver.QueryerContext)
+// Query runs a statement without arguments and calls each for every row. The
+// values are valid during the call.
+func (s *Session) Query(ctx context.Context, query string, each func([]driver.Value) error) error {
+	q, ok := s.dc.(driver.QueryerContext)
 	if !ok {
-		return fmt.Errorf("the driver's connection (%T) can't run a query without preparing it (driver.QueryerContext)", dc)
+		return fmt.Errorf("the driver's connection (%T) can't run a query without preparing it (driver.QueryerContext)", s.dc)
+	}
+	if v, ok := s.dc.(driver.Validator); ok && !v.IsValid() {
+		return ErrUnusable
 	}
 	answer, err := q.QueryContext(ctx, query, nil)
 	if err != nil {
@@ -60,61 +79,35 @@ func rows(ctx context.Context, dc any, query string, each func([]driver.Value) e
 	return err
 }
 
-// AliveRow is Row on a session whose driver has been asked first, without a
-// round trip, whether the server has closed the connection. If it has, alive is
-// false and the statement has not been sent. It is true where the driver can't
-// tell.
-func AliveRow(ctx context.Context, conn *sql.Conn, query string, dest ...sql.Scanner) (alive bool, err error) {
-	alive = true
-	err = raw(conn, func(dc any) error {
-		// An invalid connection is left to the statement: to the driver for
-		// MySQL, one with open rows is invalid, too.
-		v, isValidator := dc.(driver.Validator)
-		r, isResetter := dc.(driver.SessionResetter)
-		if isValidator && isResetter && v.IsValid() {
-			if err := r.ResetSession(ctx); err != nil {
-				alive = false
-				return err
-			}
-		}
-		return row(ctx, dc, query, dest)
-	})
-	return alive, err
+// Alive asks the driver whether the server has closed the connection, without a
+// round trip. It returns nil also where the driver can't tell. It is for drivers
+// whose ResetSession does just that, as the one for MySQL's does.
+func (s *Session) Alive(ctx context.Context) error {
+	v, ok := s.dc.(driver.Validator)
+	if !ok {
+		return nil
+	}
+	if !v.IsValid() {
+		return ErrUnusable
+	}
+	if r, ok := s.dc.(driver.SessionResetter); ok {
+		return r.ResetSession(ctx)
+	}
+	return nil
 }
 
-// Close closes the session, so that the server ends it and frees what it holds,
-// whatever is open on it: transaction or rows. The conn stays with its owner:
-// the next statement on it fails, and its Close drops the session from the pool.
+// Close closes the session under conn, so that the server ends it and frees what
+// it holds, whatever is open on it: transaction or rows. The conn stays with its
+// owner: the next statement on it fails, and its Close drops the session from
+// the pool.
 func Close(conn *sql.Conn) error {
-	return raw(conn, func(dc any) error {
-		c, ok := dc.(driver.Conn)
+	return Use(conn, func(s *Session) error {
+		c, ok := s.dc.(driver.Conn)
 		if !ok {
-			return fmt.Errorf("not a driver.Conn: %T", dc)
+			return fmt.Errorf("not a driver.Conn: %T", s.dc)
 		}
 		return c.Close()
 	})
-}
-
-// raw is conn.Raw for an f whose error is not to close conn.
-func raw(conn *sql.Conn, f func(dc any) error) (err error) {
-	failed := conn.Raw(func(dc any) error {
-		err = f(dc)
-		return nil
-	})
-	if failed != nil {
-		return failed
-	}
-	return err
-}
-
-// Scan scans into dest what QueryRowContext would scan: for a Querier that is
-// no *sql.Conn.
-func Scan(row *sql.Row, dest ...sql.Scanner) error {
-	pointers := make([]any, len(dest))
-	for i, d := range dest {
-		pointers[i] = d
-	}
-	return row.Scan(pointers...)
 }
 
 func scan(values []driver.Value, dest []sql.Scanner) error {

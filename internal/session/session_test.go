@@ -37,7 +37,7 @@ func TestRow(t *testing.T) {
 	conn, m := mock(t)
 	row := func(rows *sqlmock.Rows) (n sql.NullInt64, s sql.NullString, err error) {
 		m.ExpectQuery("SELECT").WillReturnRows(rows)
-		err = session.Row(t.Context(), conn, "SELECT", &n, &s)
+		err = session.Use(conn, func(se *session.Session) error { return se.Row(t.Context(), "SELECT", &n, &s) })
 		return n, s, err
 	}
 	two := []string{"a", "b"}
@@ -68,7 +68,7 @@ func TestBadConn(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.ExpectQuery("SELECT").WillReturnError(driver.ErrBadConn)
-	if err := session.Row(t.Context(), conn, "SELECT"); !errors.Is(err, driver.ErrBadConn) {
+	if err := session.Use(conn, func(s *session.Session) error { return s.Row(t.Context(), "SELECT") }); !errors.Is(err, driver.ErrBadConn) {
 		t.Errorf("got %v, want ErrBadConn", err)
 	}
 	m.ExpectRollback()
@@ -76,10 +76,7 @@ func TestBadConn(t *testing.T) {
 		t.Errorf("the transaction is no longer the caller's: %v", err)
 	}
 	_ = conn.Close()
-	if err := session.Row(t.Context(), conn, "SELECT"); !errors.Is(err, sql.ErrConnDone) {
-		t.Errorf("on a closed conn: got %v, want ErrConnDone", err)
-	}
-	if _, err := session.AliveRow(t.Context(), conn, "SELECT"); !errors.Is(err, sql.ErrConnDone) {
+	if err := session.Use(conn, func(s *session.Session) error { return s.Row(t.Context(), "SELECT") }); !errors.Is(err, sql.ErrConnDone) {
 		t.Errorf("on a closed conn: got %v, want ErrConnDone", err)
 	}
 }

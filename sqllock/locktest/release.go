@@ -232,9 +232,36 @@ func testPoolHygiene(t *testing.T, b *bench) {
 				}
 			})
 		}},
+		{"acquire beside open rows", func(t *testing.T) {
+			locked(t, t.Context(), func(conn *sql.Conn, l *sqllock.Lock) {
+				rows, err := conn.QueryContext(t.Context(), "SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer rows.Close()
+				rows.Next()
+				// Either it works, or the session is gone and the error says so.
+				other, err := b.locker.TryLock(t.Context(), conn, b.name+"-other")
+				if err == nil {
+					b.release(t, other)
+					b.release(t, l)
+					return
+				}
+				wantIs(t, "TryLock beside open rows", err, sqllock.ErrSessionGone)
+				wantIs(t, "the lock that the session had", l.Err(), sqllock.ErrLost)
+				if err := rows.Err(); err != nil {
+					t.Logf("the rows: %v", err)
+				}
+			})
+		}},
 	} {
 		t.Run(way.name, func(t *testing.T) {
-			way.leave(t)
+			left := make(chan struct{})
+			go func() {
+				defer close(left)
+				way.leave(t)
+			}()
+			await(t, "a call that should not wait for the caller's own transaction or rows", left)
 			b.freed(t, b.name)
 		})
 	}

@@ -41,6 +41,9 @@ func demo(ctx context.Context, dsn string, out io.Writer) (err error) {
 	}
 	defer db.Close() //nolint:errcheck // the process ends
 	fmt.Fprintf(out, "Database: %s\n", p.what)
+	if p.inMemory {
+		fmt.Fprintln(out, "(It drops some of the rows that several web servers insert at one time, so without the lock it shows\n fewer duplicates than there were. A real server keeps them.)")
+	}
 
 	d := &director{out: out, db: db, dsn: p.dsn, events: make(chan event)}
 	locked, err := d.play(ctx, true)
@@ -50,9 +53,6 @@ func demo(ctx context.Context, dsn string, out io.Writer) (err error) {
 	unlocked, err := d.play(ctx, false)
 	if err != nil {
 		return err
-	}
-	if p.inMemory {
-		fmt.Fprintln(out, "(The in-process server drops some of the rows that several web servers insert at one time; a real one keeps them.)")
 	}
 	if locked.duplicates != 0 || locked.missing != 0 {
 		return fmt.Errorf("with the lock there are %d duplicates and %d missing invoices, want none", locked.duplicates, locked.missing)
@@ -69,6 +69,7 @@ type director struct {
 	out    io.Writer
 	db     *sql.DB
 	dsn    string
+	table  string
 	events chan event
 	fleet  []*process
 	stats  map[string]*stat
@@ -92,14 +93,15 @@ func (d *director) say(color text.Color, format string, args ...any) {
 }
 
 // play plays both acts, with the lock or without, and returns what came of it.
-func (d *director) play(ctx context.Context, locked bool) (result, error) {
-	if _, err := d.db.ExecContext(ctx, "DROP TABLE IF EXISTS sqllock_demo_invoices"); err != nil {
+func (d *director) play(ctx context.Context, locked bool) (r result, err error) {
+	d.table = ownName()
+	if _, err := d.db.ExecContext(ctx, "CREATE TABLE "+d.table+" (month VARCHAR(10), customer INT, made_by VARCHAR(10))"); err != nil {
 		return result{}, err
 	}
-	defer d.db.ExecContext(context.WithoutCancel(ctx), "DROP TABLE IF EXISTS sqllock_demo_invoices") //nolint:errcheck // it is the demo's; the next run would drop it
-	if _, err := d.db.ExecContext(ctx, "CREATE TABLE sqllock_demo_invoices (month VARCHAR(10), customer INT, made_by VARCHAR(10))"); err != nil {
-		return result{}, err
-	}
+	defer func() {
+		_, dropped := d.db.ExecContext(context.WithoutCancel(ctx), "DROP TABLE "+d.table)
+		err = errors.Join(err, dropped)
+	}()
 	d.fleet, d.stats = nil, make(map[string]*stat)
 	title := "WITH THE LOCK"
 	if !locked {
@@ -128,7 +130,7 @@ func (d *director) play(ctx context.Context, locked bool) (result, error) {
 			return result{}, err
 		}
 	}
-	return d.table(ctx, locked)
+	return d.count(ctx, locked)
 }
 
 // run starts a web server, which reports until it ends.
@@ -138,7 +140,7 @@ func (d *director) run(ctx context.Context, name string) error {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, self)
-	cmd.Env = append(os.Environ(), nameEnv+"="+name, dsnEnv+"="+d.dsn)
+	cmd.Env = append(os.Environ(), nameEnv+"="+name, dsnEnv+"="+d.dsn, tableEnv+"="+d.table)
 	cmd.Stderr = os.Stderr
 	fire, err := cmd.StdinPipe()
 	if err != nil {
@@ -309,11 +311,13 @@ func (d *director) kill(name string) error {
 	return fmt.Errorf("no web server %q", name)
 }
 
-// table counts in the database, and prints.
-func (d *director) table(ctx context.Context, locked bool) (result, error) {
+// count counts in the database, and prints a table.
+func (d *director) count(ctx context.Context, locked bool) (result, error) {
 	t := table.NewWriter()
 	t.SetOutputMirror(d.out)
 	t.SetStyle(table.StyleRounded)
+	right := []table.ColumnConfig{{Number: 5, AlignFooter: text.AlignRight}, {Number: 6, AlignFooter: text.AlignRight, AlignHeader: text.AlignRight}}
+	t.SetColumnConfigs(right)
 	t.AppendHeader(table.Row{"web server", "runs", "skips", "takeovers", "invoices made", "duplicates"})
 	var r result
 	var sum stat
@@ -322,7 +326,7 @@ func (d *director) table(ctx context.Context, locked bool) (result, error) {
 		months = 2
 	}
 	var distinct int
-	err := d.db.QueryRowContext(ctx, "SELECT COUNT(*), COUNT(DISTINCT CONCAT(month, ' ', customer)) FROM sqllock_demo_invoices").Scan(&r.invoices, &distinct)
+	err := d.db.QueryRowContext(ctx, "SELECT COUNT(*), COUNT(DISTINCT CONCAT(month, ' ', customer)) FROM "+d.table).Scan(&r.invoices, &distinct)
 	if err != nil {
 		return r, err
 	}
@@ -331,7 +335,7 @@ func (d *director) table(ctx context.Context, locked bool) (result, error) {
 		name := fmt.Sprintf("web%d", i+1)
 		s := d.stats[name]
 		var n int
-		if err := d.db.QueryRowContext(ctx, "SELECT COUNT(*) FROM sqllock_demo_invoices WHERE made_by = ?", name).Scan(&n); err != nil {
+		if err := d.db.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+d.table+" WHERE made_by = ?", name).Scan(&n); err != nil {
 			return r, err
 		}
 		label := name

@@ -12,10 +12,12 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
@@ -29,13 +31,15 @@ const (
 	nameEnv = "SQLLOCK_DEMO_WEB_SERVER"
 	dsnEnv  = "SQLLOCK_DEMO_DSN"
 	likeEnv = "SQLLOCK_DEMO_LOOKALIKE"
+
+	tableEnv = "SQLLOCK_DEMO_TABLE"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	var err error
 	if name := os.Getenv(nameEnv); name != "" {
-		err = webServer(ctx, name, os.Getenv(dsnEnv), os.Stdin, os.Stdout)
+		err = webServer(ctx, name, os.Getenv(dsnEnv), os.Getenv(tableEnv), os.Stdin, os.Stdout)
 	} else {
 		err = demo(ctx, os.Getenv("DSN"), os.Stdout)
 	}
@@ -63,6 +67,10 @@ type place struct {
 	cleaning func() error
 }
 
+// ownName is a name that nobody else has: what the demo makes, and nothing else,
+// it drops.
+func ownName() string { return "sqllock_demo_" + strings.ToLower(rand.Text()[:10]) }
+
 // findPlace opens the user's database, or starts one.
 func findPlace(ctx context.Context, dsn string) (*place, error) {
 	if dsn == "" {
@@ -87,12 +95,12 @@ func findPlace(ctx context.Context, dsn string) (*place, error) {
 		if err := db.PingContext(ctx); err != nil {
 			return nil, fmt.Errorf("the server of the DSN can't be reached: %w", err)
 		}
-		if _, err := db.ExecContext(ctx, "CREATE DATABASE IF NOT EXISTS sqllock_demo"); err != nil {
+		cfg.DBName = ownName()
+		if _, err := db.ExecContext(ctx, "CREATE DATABASE "+cfg.DBName); err != nil {
 			return nil, fmt.Errorf("the DSN names no database, and making one failed: %w", err)
 		}
-		cfg.DBName = "sqllock_demo"
 		p.cleaning = func() error {
-			_, err := db.ExecContext(context.WithoutCancel(ctx), "DROP DATABASE sqllock_demo")
+			_, err := db.ExecContext(context.WithoutCancel(ctx), "DROP DATABASE "+cfg.DBName)
 			_ = db.Close()
 			return err
 		}

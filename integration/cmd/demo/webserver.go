@@ -43,7 +43,7 @@ const (
 )
 
 // webServer runs the job at each firing that comes in, until the input ends.
-func webServer(ctx context.Context, name, dsn string, in io.Reader, out io.Writer) error {
+func webServer(ctx context.Context, name, dsn, table string, in io.Reader, out io.Writer) error {
 	_ = mysql.SetLogger(&mysql.NopLogger{})
 	db, err := sql.Open("mysql", dsn)
 	if err != nil {
@@ -72,7 +72,7 @@ func webServer(ctx context.Context, name, dsn string, in io.Reader, out io.Write
 		}
 		job := func(ctx context.Context, _ *sqllock.Lock) error {
 			report(event{What: got})
-			n, err := makeInvoices(ctx, db, f.Month, name, func(n int) { report(event{What: made, Made: n}) })
+			n, err := makeInvoices(ctx, db, table, f.Month, name, func(n int) { report(event{What: made, Made: n}) })
 			if err == nil {
 				report(event{What: done, Made: n})
 			}
@@ -95,8 +95,8 @@ func webServer(ctx context.Context, name, dsn string, in io.Reader, out io.Write
 
 // makeInvoices is the job: an invoice for every customer who has none for the
 // month yet. Two of it at one time see the same customers.
-func makeInvoices(ctx context.Context, db *sql.DB, month, by string, progress func(int)) (n int, err error) {
-	have, err := invoiced(ctx, db, month)
+func makeInvoices(ctx context.Context, db *sql.DB, table, month, by string, progress func(int)) (n int, err error) {
+	have, err := invoiced(ctx, db, table, month)
 	if err != nil {
 		return 0, err
 	}
@@ -109,7 +109,7 @@ func makeInvoices(ctx context.Context, db *sql.DB, month, by string, progress fu
 		case <-ctx.Done():
 			return n, context.Cause(ctx)
 		}
-		_, err := db.ExecContext(ctx, "INSERT INTO sqllock_demo_invoices (month, customer, made_by) VALUES (?, ?, ?)", month, customer, by)
+		_, err := db.ExecContext(ctx, "INSERT INTO "+table+" (month, customer, made_by) VALUES (?, ?, ?)", month, customer, by)
 		if err != nil {
 			return n, fmt.Errorf("invoice for customer %d: %w", customer, err)
 		}
@@ -120,8 +120,8 @@ func makeInvoices(ctx context.Context, db *sql.DB, month, by string, progress fu
 }
 
 // invoiced returns the customers who have an invoice for the month.
-func invoiced(ctx context.Context, db *sql.DB, month string) (map[int]bool, error) {
-	rows, err := db.QueryContext(ctx, "SELECT customer FROM sqllock_demo_invoices WHERE month = ?", month)
+func invoiced(ctx context.Context, db *sql.DB, table, month string) (map[int]bool, error) {
+	rows, err := db.QueryContext(ctx, "SELECT customer FROM "+table+" WHERE month = ?", month)
 	if err != nil {
 		return nil, err
 	}
