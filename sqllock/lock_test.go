@@ -218,6 +218,135 @@ func TestNewerGrantOnTheSameSession(t *testing.T) {
 	}
 }
 
+// A failed acquire leaves the registry as it was: a grant after that still finds
+// the older handle, whose release must not free it.
+func TestNewerGrantAfterAFailedAcquire(t *testing.T) {
+	var released atomic.Int64
+	backend := &fake{release: func() error { released.Add(1); return nil }}
+	k := sqllock.New(backend)
+	conn := session(t, pool(t))
+	older := lock(t, k, conn, "invoices")
+	backend.acquire = func(context.Context, *sql.Conn, sqllock.Request) error { return sqllock.ErrBusy }
+	_, err := k.TryLock(t.Context(), conn, "invoices")
+	is(t, "TryLock", err, sqllock.ErrBusy)
+	backend.acquire = nil
+	newer := lock(t, k, conn, "invoices")
+	is(t, "the release of the older lock", older.Release(t.Context()), sqllock.ErrLost)
+	if n := released.Load(); n != 0 {
+		t.Error("the older handle released the newer grant")
+	}
+	if err := newer.Release(t.Context()); err != nil {
+		t.Errorf("the release of the newer lock: %v", err)
+	}
+}
+
+// An acquire that costs the session ends what else the session held.
+func TestAcquireThatCostsTheSession(t *testing.T) {
+	backend := &fake{}
+	k := sqllock.New(backend)
+	conn := session(t, pool(t))
+	l := lock(t, k, conn, "invoices")
+	backend.acquire = func(context.Context, *sql.Conn, sqllock.Request) error { return sqllock.ErrSessionGone }
+	_, err := k.TryLock(t.Context(), conn, "reports")
+	is(t, "TryLock", err, sqllock.ErrSessionGone)
+	is(t, "the lock that the session had", l.Err(), sqllock.ErrLost, sqllock.ErrSessionGone)
+}
+
+// A Check that the session does not survive closes it, lest it go back to its
+// pool alive, with a lock that was reported lost.
+func TestCheckThatCostsTheSession(t *testing.T) {
+	backend := &fake{check: func() error { return fmt.Errorf("%w: %w", sqllock.ErrLost, sqllock.ErrSessionGone) }}
+	k := sqllock.New(backend)
+	conn := session(t, pool(t))
+	l, sibling := lock(t, k, conn, "invoices"), lock(t, k, conn, "reports")
+	is(t, "Check", l.Check(t.Context()), sqllock.ErrLost)
+	is(t, "the other lock of the session", sibling.Err(), sqllock.ErrLost, sqllock.ErrSessionGone)
+}
+
+// A Check that meets a release takes the release for no loss.
+func TestCheckAgainstRelease(t *testing.T) {
+	checking, releasing := make(chan struct{}), make(chan struct{})
+	backend := &fake{}
+	backend.check = func() error {
+		close(checking)
+		<-releasing
+		return sqllock.ErrLost
+	}
+	backend.release = func() error { close(releasing); return nil }
+	l := lock(t, sqllock.New(backend), session(t, pool(t)), "invoices")
+	checked := make(chan error)
+	go func() { checked <- l.Check(t.Context()) }()
+	<-checking
+	if err := l.Release(t.Context()); err != nil {
+		t.Errorf("Release: %v", err)
+	}
+	is(t, "Check", <-checked, sqllock.ErrNotHeld)
+	is(t, "Err", l.Err(), sqllock.ErrNotHeld)
+}
+
+// A release during which the session acquires the name anew is no loss.
+func TestAcquireDuringRelease(t *testing.T) {
+	releasing, goOn := make(chan struct{}), make(chan struct{})
+	backend := &fake{release: func() error { close(releasing); <-goOn; return nil }}
+	k := sqllock.New(backend)
+	conn := session(t, pool(t))
+	l := lock(t, k, conn, "invoices")
+	released := make(chan error)
+	go func() { released <- l.Release(t.Context()) }()
+	<-releasing
+	lock(t, k, conn, "invoices")
+	close(goOn)
+	if err := <-released; err != nil {
+		t.Errorf("Release: %v", err)
+	}
+	is(t, "Err", l.Err(), sqllock.ErrNotHeld)
+}
+
+func TestDoWithAContextThatHasEnded(t *testing.T) {
+	k := sqllock.New(&fake{acquire: func(context.Context, *sql.Conn, sqllock.Request) error {
+		t.Error("acquired")
+		return nil
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := k.Do(ctx, pool(t), "invoices", func(context.Context, *sqllock.Lock) error { return nil })
+	if want := `sqllock: do "invoices": context canceled`; err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	_, err = k.Holder(ctx, pool(t), "invoices")
+	is(t, "Holder", err, context.Canceled)
+	// One that ends during the acquire is no reason to try another connection.
+	ctx, cancel = context.WithCancel(t.Context())
+	tries := 0
+	k = sqllock.New(&fake{acquire: func(context.Context, *sql.Conn, sqllock.Request) error {
+		tries++
+		cancel()
+		return sqllock.ErrSessionGone
+	}})
+	err = k.Do(ctx, pool(t), "invoices", func(context.Context, *sqllock.Lock) error { return nil })
+	is(t, "Do", err, sqllock.ErrSessionGone, context.Canceled)
+	if tries != 1 {
+		t.Errorf("%d tries, want 1", tries)
+	}
+}
+
+// The watch goes on after the caller's ctx has ended, until fn returns.
+func TestWatchOutlivesTheContext(t *testing.T) {
+	db := pool(t)
+	_ = session(t, db).Close()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		k := sqllock.New(&fake{check: func() error { return sqllock.ErrLost }})
+		err := k.Do(ctx, db, "invoices", func(ctx context.Context, l *sqllock.Lock) error {
+			cancel()
+			<-ctx.Done()
+			<-l.Done() // while it cleans up
+			return errNetwork
+		})
+		is(t, "Do", err, sqllock.ErrLost, errNetwork)
+	})
+}
+
 func TestDoTriesAnotherConnection(t *testing.T) {
 	db := pool(t)
 	for range 12 { // the mock ends when as many have been closed as were opened
@@ -323,5 +452,22 @@ func TestErrorTexts(t *testing.T) {
 	_, err = k.Lock(ctx, conn, "invoices")
 	if want := `sqllock: lock "invoices": context canceled: shutting down`; err.Error() != want {
 		t.Errorf("got  %s\nwant %s", err, want)
+	}
+	// A loss comes first, and once.
+	backend.acquire = nil
+	backend.release = func() error { return fmt.Errorf("%w: %w: invalid connection", sqllock.ErrLost, sqllock.ErrSessionGone) }
+	err = k.Do(t.Context(), pool(t), "invoices", func(context.Context, *sqllock.Lock) error { return errNetwork })
+	want := `sqllock: release "invoices": the lock was lost: the session is gone: invalid connection; the function returned: network unreachable`
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	backend.check = backend.release
+	k = sqllock.New(backend, sqllock.WithCheckInterval(time.Millisecond))
+	err = k.Do(t.Context(), pool(t), "invoices", func(ctx context.Context, _ *sqllock.Lock) error {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	})
+	if want, _, _ := strings.Cut(want, ";"); err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }
