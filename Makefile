@@ -29,6 +29,7 @@ test: cc servers ## all tests, with -race, on MariaDB and MySQL
 	$(RACE) ./...
 	cd integration && $(RACE) -timeout 20m $$($(GO) list ./... | grep -v -e /cmd/demo -e /internal/inprocess)
 	cd integration && CGO_ENABLED=0 $(GO) test -count=1 $(TESTFLAGS) $(INPROCESS)
+	@[ -z "$(SKIP_SERVERS)" ] || echo "test: NOT tested, as SKIP_SERVERS says: $(SKIP_SERVERS)"
 
 test-short: cc ## the tests that need no server
 	$(RACE) -short ./...

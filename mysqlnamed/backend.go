@@ -35,15 +35,15 @@ type Backend struct {
 	control *sql.DB
 	allowed Risk
 
-	mu    sync.Mutex    // guards kinds
-	kinds map[kind]bool // what has passed a look
+	mu    sync.Mutex      // guards kinds
+	kinds map[kind]string // what has passed a look, and the version seen
 }
 
 var _ sqllock.Backend = (*Backend)(nil)
 
 // New returns a backend. It does nothing until the first lock.
 func New(opts ...Option) *Backend {
-	b := &Backend{kinds: make(map[kind]bool)}
+	b := &Backend{kinds: make(map[kind]string)}
 	for _, o := range opts {
 		o.apply(b)
 	}
@@ -89,24 +89,22 @@ func ended(ctx context.Context) bool {
 type attempt struct {
 	b       *Backend
 	key     string
-	id      int64 // of the session
-	kind    kind
+	id      int64  // of the session
+	version string // of the server
 	verdict int64
 }
 
 // try takes the lock if it is free, after a look at the server if that is due.
-func (a *attempt) try(ctx context.Context, s *session.Session) error {
+func (a *attempt) try(ctx context.Context, s *session.Session) (err error) {
 	first := a.b.untried()
 	if first {
-		if err := a.b.look(ctx, s); err != nil {
+		if a.version, err = a.b.look(ctx, s); err != nil {
 			return err
 		}
 	}
-	var (
-		verdict, id, port       sql.NullInt64
-		version, host, readOnly sql.NullString
-	)
-	err := ask(ctx, s, tryQuery(a.key), &verdict, &id, &version, &host, &port, &readOnly)
+	var verdict, id, port sql.NullInt64
+	var host, readOnly sql.NullString
+	err = ask(ctx, s, tryQuery(a.key), &verdict, &id, &host, &port, &readOnly)
 	if err == nil && !verdict.Valid {
 		err = interrupted()
 	}
@@ -117,21 +115,22 @@ func (a *attempt) try(ctx context.Context, s *session.Session) error {
 		return err
 	}
 	a.verdict, a.id = verdict.Int64, id.Int64
-	a.kind = kind{version.String, host.String, port.Int64, readOnly.String}
-	if a.b.admitted(a.kind) {
+	k := kind{host.String, port.Int64, readOnly.String}
+	if version, ok := a.b.admitted(k); ok {
+		a.version = version
 		return nil
 	}
 	if !first {
-		err = a.b.look(ctx, s)
+		a.version, err = a.b.look(ctx, s)
 	}
-	if err != nil {
-		if a.verdict == granted {
-			return letGo(ctx, s, a.key, err)
-		}
-		return err
+	if err == nil {
+		a.b.admit(k, a.version)
+		return nil
 	}
-	a.b.admit(a.kind)
-	return nil
+	if a.verdict == granted {
+		return letGo(ctx, s, a.key, err)
+	}
+	return err
 }
 
 // wait waits on the server for one slice. If ctx ends meanwhile, the session is
@@ -159,7 +158,7 @@ func (a *attempt) wait(ctx context.Context, s *session.Session) error {
 		kill <- err
 	})
 	var verdict sql.NullInt64
-	err := understood(stmt, s.Row(stmt, waitQuery(a.key, d, a.kind, mark), &verdict))
+	err := understood(stmt, s.Row(stmt, waitQuery(a.key, d, a.version, mark), &verdict))
 	answered()
 	if !unwatch() {
 		// ctx has ended. The KILL, if there was one, has been answered before

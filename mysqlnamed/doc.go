@@ -1,8 +1,8 @@
 // Package mysqlnamed is the lock backend on the user-level locks of MySQL and
 // MariaDB: GET_LOCK and RELEASE_LOCK on a session that stays pinned to a
-// *sql.Conn. It needs no table and no privilege. The lock lives exactly as long
-// as its session: it is free as soon as the server has noticed that the session
-// ended, and it has no TTL.
+// *sql.Conn of github.com/go-sql-driver/mysql. It needs no table and no
+// privilege. The lock lives exactly as long as its session: it is free as soon
+// as the server has noticed that the session ended, and it has no TTL.
 //
 // # Protocol
 //
@@ -22,48 +22,59 @@
 // NULL and 0 are not; only 0 means that another session has the lock. A Request
 // that waits then repeats the wait until it is granted or ctx ends, in slices:
 // one second each, or four where a cancellation can end the wait from outside
-// (see below). The last slice is as long as the deadline of ctx
-// allows, to the millisecond: MariaDB takes a fraction as the timeout; MySQL
-// rounds it to whole seconds, so there it is rounded up and cut short by the
-// hint MAX_EXECUTION_TIME. The timeout is never negative.
+// ([WithControl]). The last slice is as long as the deadline of ctx allows, in
+// milliseconds: MariaDB takes a fraction as the timeout; MySQL rounds it to
+// whole seconds, so there it is rounded up and cut short by the hint
+// MAX_EXECUTION_TIME. The timeout is never negative.
 //
-// Between the slices the waiter is out of the server's queue for a moment, so
-// among waiters that wait for longer than a slice the order is not strict.
+// Between two slices the waiter is out of the server's queue for a moment, and
+// other statements on the conn get their turn. So among waiters that wait for
+// longer than a slice the order is not strict.
 //
 // # What can happen between two statements
 //
-// The ctx of the caller is never given to the driver, which would answer its
-// end by closing the connection, with every lock in it. Instead:
+// What Acquire sends in one piece (a try, or a slice of a wait, with all that
+// settles it) holds the session alone: the caller's other statements on the conn
+// come before or after. The ctx of the caller is never given to the driver for
+// a statement on a *sql.Conn or a *sql.Tx, since the driver would answer its end
+// by closing the connection, with every lock in it. Instead:
 //
 //   - ctx has ended before the call: nothing is sent.
 //   - ctx ends during a wait. Without [WithControl], the slice runs out: within
 //     a second. With it, KILL QUERY ends the wait at once. In both cases
-//     Acquire then sends RELEASE_LOCK, since the grant may have come at the same
-//     moment; the session stays, without the lock.
-//   - KILL QUERY must not hit a later statement of the caller's. It is sent once
-//     the statement, found by a mark in its text, is seen running, again until
-//     it has ended; Acquire does not return before the KILL has been
-//     answered, and the RELEASE_LOCK comes after it. Where it is not answered, or
-//     does not end the statement, the session is closed: ErrSessionGone.
+//     RELEASE_LOCK follows, since the grant may have come at the same moment;
+//     the session stays, without the lock.
+//   - KILL QUERY must not hit a later statement of the caller's. It is sent when
+//     the statement, found by a mark in its text, is seen running, and again
+//     until it has ended. The session is not given back before the KILL has been
+//     answered and a RELEASE_LOCK has come after it. Where the KILL is not
+//     answered, or does not end the statement, the session is closed:
+//     ErrSessionGone.
 //   - Somebody else interrupts the wait (KILL QUERY, a limit on execution time
 //     that a proxy imposes): RELEASE_LOCK, then ErrInterrupted. If that hits a
 //     try, and the session holds the lock afterwards, it can't be told whether
 //     it did before; the session is closed.
 //   - The server does not answer for five seconds beyond what was asked of it:
 //     the session is closed, ErrSessionGone. The server may still grant the lock
-//     to the session that was left behind; it notices within about a second
-//     that the client is gone, and frees it, unless the network hides that.
+//     to the session that was left behind. It notices within about a second
+//     that a waiting client is gone, unless the network hides that.
+//   - Rows of a query are open on the conn: the driver can't send a statement
+//     then without breaking the connection. The session is closed, ErrSessionGone.
 //   - The process dies anywhere: its sessions end, and the server frees what
-//     they hold after rolling their transactions back. While a session runs
-//     another statement than GET_LOCK it ends with that statement.
+//     they hold after rolling their transactions back. A session that runs
+//     another statement than GET_LOCK ends with that statement.
+//   - The host dies, or the network to it: the server knows nothing of it, and
+//     keeps the lock until wait_timeout (eight hours by default) or the keepalive
+//     of TCP ends the session. A wait_timeout of some seconds in the DSN bounds
+//     that; the check of a Do each second keeps its session from being idle.
 //
 // # Servers
 //
-// GET_LOCK is only as good as the server. Before a Locker's first acquire, and
+// GET_LOCK is only as good as the server. Before a Backend's first acquire, and
 // again whenever a session turns out to be of another kind, one SHOW GLOBAL
 // VARIABLES (about a millisecond) looks at the server. The kind of a session is
-// its version string and its read_only; both come with every try at no further
-// round trip. Refused with ErrUnsupported, unless allowed by [Allow]:
+// the server's host name, port and read_only, which come with every try at no
+// further round trip. Refused with ErrUnsupported, unless allowed by [Allow]:
 //
 //	OneLockPerSession  MySQL before 5.7.5, MariaDB before 10.0.2: a second GET_LOCK
 //	                   frees the first
@@ -75,8 +86,8 @@
 //	                   version_comment: Dolt, TiDB, Vitess, OceanBase, SingleStore,
 //	                   StarRocks, Doris, ClickHouse and others
 //
-// Not detected: a replica that is writable, and a proxy that sends statements of
-// one connection to several servers.
+// Not detected: a replica that is writable, a proxy that sends the statements of
+// one connection to several servers, and look-alikes that hide their name.
 //
 // # Limits
 //
@@ -87,6 +98,7 @@
 // [sqllock.ErrDeadlock] at once; a cycle of a GET_LOCK and a row lock is not
 // detected by either server and ends by timeout. A transaction that is open when
 // the lock is acquired may have its snapshot from before. MariaDB's cost of
-// acquiring grows with the number of locks that one session holds. A DSN whose
-// readTimeout is shorter than a slice ends sessions that wait.
+// acquiring grows with the number of locks that one session holds. The
+// readTimeout of a DSN has to be longer than a slice, or it ends sessions that
+// wait.
 package mysqlnamed

@@ -12,12 +12,15 @@ func (o option) apply(b *Backend) { o(b) }
 // WithControl lends the backend a pool for ending waits: when the ctx of a Lock
 // is cancelled, KILL QUERY over a connection of control ends the wait at once,
 // and the caller's session stays. It must lead to the same server, as the same
-// user or one with the privilege to see and kill that user's sessions; the
-// application's own pool will do. Where control can't be used when it is
-// needed, the waiting session is closed, and the error says why.
+// user or one with the privilege to see and kill that user's sessions. The
+// application's own pool will do where it has a connection to spare at that
+// moment; in a shutdown with as many waiters as connections it has none. A wait
+// that can't be ended within two seconds costs its session, and the error says
+// why.
 //
 // Without it a cancelled wait ends within a second. With it waits also stay
-// longer in the server's queue: four seconds, not one.
+// longer in the server's queue, four seconds and not one, which the readTimeout
+// of the DSN must exceed.
 func WithControl(control *sql.DB) Option {
 	return option(func(b *Backend) { b.control = control })
 }

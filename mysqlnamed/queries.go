@@ -29,7 +29,7 @@ func getLock(key, timeout string) string {
 // tryQuery also brings the session's id and what its kind is told by. The short
 // aliases keep the expressions out of the answer's column names.
 func tryQuery(key string) string {
-	return "SELECT " + getLock(key, "0") + " v,CONNECTION_ID() c,VERSION() s,@@hostname h,@@port p,@@read_only r"
+	return "SELECT " + getLock(key, "0") + " v,CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
 }
 
 // waitQuery waits for at most d, which is positive. MySQL knows whole seconds
@@ -37,15 +37,15 @@ func tryQuery(key string) string {
 // on MariaDB (which has it since 10.1.2), also keep a limit on execution time
 // that is set for the session from ending the wait early. The mark is for
 // markedQuery.
-func waitQuery(key string, d time.Duration, k kind, mark string) string {
+func waitQuery(key string, d time.Duration, version, mark string) string {
 	ms := max(d.Milliseconds(), 1)
-	if !k.mariaDB() {
+	if !isMariaDB(version) {
 		hint := "/*+ MAX_EXECUTION_TIME(" + strconv.FormatInt(ms, 10) + ") */"
 		seconds := strconv.FormatInt((ms+999)/1000, 10)
 		return "SELECT " + hint + " /*" + mark + "*/ " + getLock(key, seconds)
 	}
 	unlimited := "SET STATEMENT max_statement_time=0 FOR "
-	if older(k.version, 10, 1, 2) {
+	if older(version, 10, 1, 2) {
 		unlimited = ""
 	}
 	seconds := strconv.FormatFloat(float64(ms)/1000, 'f', 3, 64)

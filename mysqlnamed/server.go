@@ -15,13 +15,12 @@ import (
 
 // kind is what two sessions have in common when one look serves for both.
 type kind struct {
-	version  string // VERSION()
 	host     string // @@hostname
 	port     int64  // @@port
 	readOnly string // @@read_only: it may change while a session lives
 }
 
-func (k kind) mariaDB() bool { return strings.Contains(k.version, "MariaDB") }
+func isMariaDB(version string) bool { return strings.Contains(version, "MariaDB") }
 
 // lookalikes are words in the version or version_comment of servers that are
 // neither MySQL nor MariaDB.
@@ -30,17 +29,19 @@ var lookalikes = []string{ //nolint:gochecknoglobals // a constant, if Go had th
 	"clickhouse", "polardb-x", "greptime", "databend", "manticore", "sphinx",
 }
 
-// admitted reports whether sessions of kind k have passed a look.
-func (b *Backend) admitted(k kind) bool {
+// admitted returns the version of the server if sessions of kind k have passed a
+// look.
+func (b *Backend) admitted(k kind) (version string, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.kinds[k]
+	version, ok = b.kinds[k]
+	return version, ok
 }
 
-func (b *Backend) admit(k kind) {
+func (b *Backend) admit(k kind, version string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.kinds[k] = true
+	b.kinds[k] = version
 }
 
 // untried reports whether no kind has passed a look. No session may be tried
@@ -51,21 +52,21 @@ func (b *Backend) untried() bool {
 	return len(b.kinds) == 0
 }
 
-// look asks the server what it is, and returns an error that matches
-// sqllock.ErrUnsupported if its locks are not to be trusted.
-func (b *Backend) look(ctx context.Context, s *session.Session) error {
+// look asks the server what it is, and returns its version, or an error that
+// matches sqllock.ErrUnsupported if its locks are not to be trusted.
+func (b *Backend) look(ctx context.Context, s *session.Session) (version string, err error) {
 	vars, err := variables(ctx, s)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if vars["version"] == "" && b.allowed&Lookalike == 0 {
-		return fmt.Errorf("%w: SHOW GLOBAL VARIABLES does not tell the server's version; "+
+		return "", fmt.Errorf("%w: SHOW GLOBAL VARIABLES does not tell the server's version; "+
 			"has the session set sql_select_limit or character_set_results?", sqllock.ErrUnsupported)
 	}
 	if why := refuse(vars, b.allowed); why != "" {
-		return fmt.Errorf("%w: %s", sqllock.ErrUnsupported, why)
+		return "", fmt.Errorf("%w: %s", sqllock.ErrUnsupported, why)
 	}
-	return nil
+	return vars["version"], nil
 }
 
 func variables(ctx context.Context, s *session.Session) (map[string]string, error) {
@@ -127,7 +128,7 @@ func isLookalike(description string) bool {
 
 // oneLockPerSession compares with the first versions that count locks.
 func oneLockPerSession(version string) bool {
-	if strings.Contains(version, "MariaDB") {
+	if isMariaDB(version) {
 		return older(version, 10, 0, 2)
 	}
 	return older(version, 5, 7, 5)
@@ -136,7 +137,7 @@ func oneLockPerSession(version string) bool {
 // older compares versions. MariaDB once put "5.5.5-" in front of its own, for
 // old replicas' sake. What can't be read as a version is not older.
 func older(version string, than ...int) bool {
-	if strings.Contains(version, "MariaDB") {
+	if isMariaDB(version) {
 		version = strings.TrimPrefix(version, "5.5.5-")
 	}
 	numbers, _, _ := strings.Cut(version, "-")

@@ -30,7 +30,7 @@
 //     call on the handle returns [ErrLost]. Losses are found by asking the
 //     server: Check, Release, and the watch that Do keeps.
 //   - An acquire that is busy, times out or is cancelled leaves the caller's
-//     session usable and without the lock. Where that can't be had the error
+//     session usable and without the lock. Where that is not possible the error
 //     matches [ErrSessionGone] and the session has been closed.
 //   - A ctx bounds the wait for a lock, never its tenancy. Release works with a
 //     ctx that has ended.
@@ -44,7 +44,10 @@
 //
 // # Errors
 //
-// Every error of a Locker or a Lock is an [*OpError] with operation and name;
-// match the sentinels with [errors.Is]. The error of a ctx that has ended stays
-// matchable too.
+// Every error of a Locker or a Lock is an [*OpError] with operation and name,
+// apart from those of the function given to Do; match the sentinels with
+// [errors.Is]. The error of a ctx that has ended stays matchable too.
+//
+// A driver may log broken connections by itself: github.com/go-sql-driver/mysql
+// does, to stderr, unless its SetLogger says otherwise.
 package sqllock

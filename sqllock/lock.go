@@ -13,7 +13,9 @@ var errReleased = fmt.Errorf("%w: it has been released", ErrNotHeld)
 
 // Lock is a handle on one acquisition of a name. It is safe for concurrent use.
 // Its calls share the conn with the caller's statements: they wait for one that
-// is running, and must not be made while rows of a query on that conn are open.
+// is running, and must not be made while rows of a query on that conn are open,
+// which would cost the session, and the lock. Every handle is to be released:
+// one that is dropped without that is remembered as long as the process lives.
 type Lock struct {
 	locker *Locker
 	conn   *sql.Conn
@@ -98,7 +100,9 @@ func (l *Lock) whenEnded(f func(error)) {
 //
 // A ctx that has ended is returned as such, together with ErrUnknown, without
 // asking. The statement itself is not cut short by ctx, since that would close
-// the session and lose the lock; it has a bound of some seconds of its own.
+// the session and lose the lock; it has a bound of some seconds of its own. A
+// server that stays silent for as long has lost us: the session is closed, and
+// the answer is ErrLost, though the server may take longer to free the lock.
 func (l *Lock) Check(ctx context.Context) error {
 	return l.fail("check", l.check(ctx))
 }

@@ -32,7 +32,8 @@ const (
 //
 // The rule is stable: it does not change between versions of this package.
 // Within a namespace two different names never have one key (short of a
-// collision of hashes), and neither do two namespaces. MySQL compares keys
+// collision of hashes), and neither do names in two different namespaces; but
+// "a:b" without a namespace is "b" in the namespace "a". MySQL compares keys
 // without regard to letter case, so there "Job" and "job" exclude each other.
 //
 // Key returns [ErrInvalidName] for the empty name.

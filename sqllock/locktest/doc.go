@@ -10,6 +10,10 @@
 //		})
 //	}
 //
+// Beside what [sqllock.Backend] demands, the server has to let a session hold a
+// hundred locks at once, and Holder has to tell user, state and since when of a
+// session of the same user.
+//
 // The suite takes names that nobody else uses, so it may share a server. Its
 // tests run one after another, since one of them looks for goroutines that were
 // left behind. No test asserts how fast something is.

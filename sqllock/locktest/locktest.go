@@ -16,14 +16,15 @@ type Config struct {
 	// Backend is what is tested. It is used by many goroutines.
 	Backend sqllock.Backend
 
-	// Open returns a new pool on the server, always the same one. The suite
-	// tunes and closes it.
+	// Open returns a new pool on the server, always the same one, that may
+	// open ten connections. The suite tunes and closes it.
 	Open func(t *testing.T) *sql.DB
 
 	// Kill ends a session of the server from outside.
 	Kill func(ctx context.Context, db *sql.DB, session int64) error
 
-	// Waiters counts the sessions that wait on the server for key.
+	// Waiters counts the sessions that wait on the server for key, and nothing
+	// that only waits its turn to ask.
 	Waiters func(ctx context.Context, db *sql.DB, key string) (int, error)
 }
 
