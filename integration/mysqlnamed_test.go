@@ -402,34 +402,47 @@ func TestControlPoolOfAnotherServer(t *testing.T) {
 	}
 }
 
+// cancelledBesideBusyControl has a wait cancelled while its control pool has no
+// connection to spare, and returns its error.
+func cancelledBesideBusyControl(t *testing.T, s *testdb.Server, afterCancel func(holder *sqllock.Lock)) error {
+	t.Helper()
+	db, control := open(t, s), open(t, s)
+	control.SetMaxOpenConns(1)
+	conn(t, control)
+	holder, waiter := conn(t, db), conn(t, db)
+	k := sqllock.New(mysqlnamed.New(mysqlnamed.WithControl(control)))
+	l, err := k.TryLock(t.Context(), holder, t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error)
+	go func() {
+		_, err := k.Lock(ctx, waiter, t.Name())
+		failed <- err
+	}()
+	waiters(t, db, t.Name(), 1)
+	cancel()
+	afterCancel(l)
+	err = <-failed
+	waiters(t, db, t.Name(), 0)
+	return err
+}
+
 // TestControlPoolExhausted: a control pool without a connection to spare costs
 // the session, and blocks nobody.
 func TestControlPoolExhausted(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, s *testdb.Server) {
-		db, control := open(t, s), open(t, s)
-		control.SetMaxOpenConns(1)
-		conn(t, control)
-		holder, waiter := conn(t, db), conn(t, db)
-		k := sqllock.New(mysqlnamed.New(mysqlnamed.WithControl(control)))
-		l, err := k.TryLock(t.Context(), holder, t.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		failed := make(chan error)
-		go func() {
-			_, err := k.Lock(ctx, waiter, t.Name())
-			failed <- err
-		}()
-		waiters(t, db, t.Name(), 1)
-		cancel()
-		err = <-failed
+		var holder *sqllock.Lock
+		err := cancelledBesideBusyControl(t, s, func(l *sqllock.Lock) { holder = l })
 		if !errors.Is(err, sqllock.ErrSessionGone) || !errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, want ErrSessionGone and context.Canceled", err)
 		}
-		waiters(t, db, t.Name(), 0) // the server has noticed
-		if err := l.Check(t.Context()); err != nil {
+		if !strings.Contains(err.Error(), "no connection to spare") {
+			t.Errorf("the error should say why: %v", err)
+		}
+		if err := holder.Check(t.Context()); err != nil {
 			t.Errorf("the holder: %v", err)
 		}
 	})
@@ -440,30 +453,15 @@ func TestControlPoolExhausted(t *testing.T) {
 func TestControlPoolNotNeeded(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, s *testdb.Server) {
-		db, control := open(t, s), open(t, s)
-		control.SetMaxOpenConns(1)
-		conn(t, control)
-		holder, waiter := conn(t, db), conn(t, db)
-		k := sqllock.New(mysqlnamed.New(mysqlnamed.WithControl(control)))
-		l, err := k.TryLock(t.Context(), holder, t.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		failed := make(chan error)
-		go func() {
-			_, err := k.Lock(ctx, waiter, t.Name())
-			failed <- err
-		}()
-		waiters(t, db, t.Name(), 1)
-		cancel()
-		if err := l.Release(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if err := <-failed; !errors.Is(err, context.Canceled) || errors.Is(err, sqllock.ErrSessionGone) {
+		err := cancelledBesideBusyControl(t, s, func(l *sqllock.Lock) {
+			if err := l.Release(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+		if !errors.Is(err, context.Canceled) || errors.Is(err, sqllock.ErrSessionGone) {
 			t.Errorf("got %v, want context.Canceled and a session that goes on", err)
 		}
-		if _, err := k.Holder(t.Context(), db, t.Name()); !errors.Is(err, sqllock.ErrNotHeld) {
+		if _, err := sqllock.New(mysqlnamed.New()).Holder(t.Context(), open(t, s), t.Name()); !errors.Is(err, sqllock.ErrNotHeld) {
 			t.Errorf("Holder: %v, want ErrNotHeld", err)
 		}
 	})
@@ -756,6 +754,27 @@ func TestReleasedBehindItsBack(t *testing.T) {
 		}
 		if err := fourth.Release(t.Context()); err != nil {
 			t.Errorf("the release of the fourth lock: %v", err)
+		}
+	})
+}
+
+// TestOpenRows: an acquire beside rows that are open says what is wrong.
+func TestOpenRows(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := open(t, s)
+		c := conn(t, db)
+		rows, err := c.QueryContext(t.Context(), "SELECT 1 UNION ALL SELECT 2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		rows.Next()
+		_, err = sqllock.New(mysqlnamed.New()).TryLock(t.Context(), c, t.Name())
+		if !errors.Is(err, sqllock.ErrSessionGone) || !strings.Contains(err.Error(), "rows of a query are open") {
+			t.Errorf("got %v, want ErrSessionGone and the reason", err)
+		}
+		if err := rows.Err(); err != nil {
+			t.Logf("the rows: %v", err)
 		}
 	})
 }

@@ -21,15 +21,14 @@ func literal(key string) string {
 
 // getLock finds re-entry in the statement that acquires: both servers evaluate
 // one branch of IF only.
-func getLock(key, timeout string) string {
-	n := literal(key)
+func getLock(n, timeout string) string {
 	return "IF(IS_USED_LOCK(" + n + ")=CONNECTION_ID(),-1,GET_LOCK(" + n + "," + timeout + "))"
 }
 
 // tryQuery also brings the session's id and what its kind is told by. The short
 // aliases keep the expressions out of the answer's column names.
 func tryQuery(key string) string {
-	return "SELECT " + getLock(key, "0") + " v,CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
+	return "SELECT " + getLock(literal(key), "0") + " v,CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
 }
 
 // waitQuery waits for at most d, which is positive. MySQL knows whole seconds
@@ -42,14 +41,14 @@ func waitQuery(key string, d time.Duration, version, mark string) string {
 	if !isMariaDB(version) {
 		hint := "/*+ MAX_EXECUTION_TIME(" + strconv.FormatInt(ms, 10) + ") */"
 		seconds := strconv.FormatInt((ms+999)/1000, 10)
-		return "SELECT " + hint + " /*" + mark + "*/ " + getLock(key, seconds)
+		return "SELECT " + hint + " /*" + mark + "*/ " + getLock(literal(key), seconds)
 	}
 	unlimited := "SET STATEMENT max_statement_time=0 FOR "
 	if older(version, 10, 1, 2) {
 		unlimited = ""
 	}
 	seconds := strconv.FormatFloat(float64(ms)/1000, 'f', 3, 64)
-	return unlimited + "SELECT /*" + mark + "*/ " + getLock(key, seconds)
+	return unlimited + "SELECT /*" + mark + "*/ " + getLock(literal(key), seconds)
 }
 
 // markedQuery looks for the statement with the mark on session id. It is not

@@ -129,7 +129,6 @@ func TestUnconfirmedReleaseClosesTheSession(t *testing.T) {
 	if want := `sqllock: release "invoices": `; !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("the error %q should start with %q", err, want)
 	}
-	<-sibling.Done()
 	is(t, "the other lock of the session", sibling.Err(), sqllock.ErrLost, sqllock.ErrSessionGone)
 }
 
@@ -199,7 +198,6 @@ func TestNewerGrantOnTheSameSession(t *testing.T) {
 	k := sqllock.New(backend)
 	conn := session(t, pool(t))
 	older, newer := lock(t, k, conn, "invoices"), lock(t, k, conn, "invoices")
-	<-older.Done()
 	is(t, "the older lock", older.Err(), sqllock.ErrLost)
 	is(t, "the release of the older lock", older.Release(t.Context()), sqllock.ErrLost)
 	if n := releases.Load(); n != 0 {
