@@ -898,18 +898,26 @@ func TestSilentServer(t *testing.T) {
 		}()
 		waiters(t, open(t, s), t.Name(), 1)
 		silent.Store(true)
-		defer func() {
-			err := <-waited
-			if !errors.Is(err, sqllock.ErrSessionGone) || errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("Lock: got %v, want ErrSessionGone and no error of a ctx", err)
-			}
-		}()
 		err = l.Release(t.Context())
 		if !errors.Is(err, sqllock.ErrUnknown) || !strings.Contains(err.Error(), "did not answer") {
 			t.Errorf("Release: got %v, want ErrUnknown and the reason", err)
 		}
 		if errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("no ctx of the caller's has ended: %v", err)
+		}
+		err = <-waited
+		if !errors.Is(err, sqllock.ErrSessionGone) || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Lock: got %v, want ErrSessionGone and no error of a ctx", err)
+		}
+		// Both sessions have been closed, so the lock can be had.
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		next, err := k.Lock(ctx, conn(t, open(t, s)), t.Name())
+		if err != nil {
+			t.Fatalf("the next Lock: %v", err)
+		}
+		if err := next.Release(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 }
