@@ -121,6 +121,12 @@ func (l *Lock) check(ctx context.Context) error {
 	if err != nil && !errors.Is(err, ErrLost) {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
+	if err != nil {
+		sessions.forget(l)
+	}
+	if errors.Is(err, ErrSessionGone) {
+		sessions.discard(l.conn) // before anybody is told, and may put it back
+	}
 	l.mu.Lock()
 	if l.releasing {
 		// The answer is of a moment before or after the release.
@@ -132,12 +138,6 @@ func (l *Lock) check(ctx context.Context) error {
 		l.endLocked(err)
 	}
 	l.mu.Unlock()
-	if err != nil {
-		sessions.forget(l)
-	}
-	if errors.Is(err, ErrSessionGone) {
-		sessions.discard(l.conn)
-	}
 	return err
 }
 
@@ -172,21 +172,18 @@ func (l *Lock) Release(ctx context.Context) error {
 	l.mu.Unlock()
 
 	err := l.locker.backend.Release(context.WithoutCancel(ctx), l.conn, l.grant)
+	sessions.forget(l)
 	switch {
 	case err == nil:
+		l.end(errReleased)
+		return nil
 	case errors.Is(err, sql.ErrConnDone):
 		err = l.connDone(err)
 	case errors.Is(err, ErrSessionGone) || !errors.Is(err, ErrLost):
-		sessions.forget(l)
 		sessions.discard(l.conn)
 		if !errors.Is(err, ErrLost) {
 			err = fmt.Errorf("%w: the release was not confirmed, so the session was closed: %w", ErrUnknown, err)
 		}
-	}
-	sessions.forget(l)
-	if err == nil {
-		l.end(errReleased)
-		return nil
 	}
 	l.end(err)
 	return l.fail("release", err)
