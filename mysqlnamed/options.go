@@ -1,6 +1,10 @@
 package mysqlnamed
 
-import "database/sql"
+import (
+	"database/sql"
+
+	"github.com/sqllock/go-sqllock/internal/userlock"
+)
 
 // Option configures a [Backend].
 type Option interface{ apply(*Backend) }
@@ -37,23 +41,23 @@ func Allow(risks ...Risk) Option {
 
 // Risk is a property of a server that keeps GET_LOCK from being a lock that
 // excludes everybody.
-type Risk uint8
+type Risk = userlock.Risk
 
 const (
 	// OneLockPerSession is MySQL before 5.7.5 and MariaDB before 10.0.2, where
 	// acquiring a second lock in a session silently frees the first.
-	OneLockPerSession Risk = 1 << iota
+	OneLockPerSession = userlock.OneLockPerSession
 
 	// ReadOnly is a server that takes no writes, probably a replica: a lock
 	// there excludes nobody who locks on the primary.
-	ReadOnly
+	ReadOnly = userlock.ReadOnly
 
 	// PerNode is a node of a cluster whose nodes each have locks of their own:
 	// Galera, group replication with several primaries, NDB Cluster. Allow it
 	// only if every process of the application uses one and the same node.
-	PerNode
+	PerNode = userlock.PerNode
 
 	// Lookalike is a server that speaks the protocol of MySQL and is another
 	// program, whose user-level locks have not been tried with this package.
-	Lookalike
+	Lookalike = userlock.Lookalike
 )

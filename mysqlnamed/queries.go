@@ -1,72 +1,15 @@
 package mysqlnamed
 
-import (
-	"encoding/hex"
-	"strconv"
-	"time"
-)
-
-// What GET_LOCK answers beside NULL, and what getLock adds.
-const (
-	granted       = 1
-	taken         = 0
-	heldBySession = -1
-)
-
-// literal returns a lock name as a hex literal: it means the same under every
-// sql_mode and character set, and needs no placeholder.
-func literal(key string) string {
-	return "X'" + hex.EncodeToString([]byte(key)) + "'"
-}
-
-// getLock finds re-entry in the statement that acquires: both servers evaluate
-// one branch of IF only.
-func getLock(n, timeout string) string {
-	return "IF(IS_USED_LOCK(" + n + ")=CONNECTION_ID(),-1,GET_LOCK(" + n + "," + timeout + "))"
-}
+import "github.com/sqllock/go-sqllock/internal/userlock"
 
 // tryQuery also brings the session's id and what its kind is told by. The short
 // aliases keep the expressions out of the answer's column names.
 func tryQuery(key string) string {
-	return "SELECT " + getLock(literal(key), "0") + " v,CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
+	return "SELECT " + userlock.GetLock(userlock.Literal(key), "0") + " v,CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
 }
-
-// waitQuery waits for at most d, which is positive. MySQL knows whole seconds
-// only, so there the hint cuts the statement short. The hint, and SET STATEMENT
-// on MariaDB (which has it since 10.1.2), also keep a limit on execution time
-// that is set for the session from ending the wait early. The mark is for
-// markedQuery.
-func waitQuery(key string, d time.Duration, version, mark string) string {
-	ms := max(d.Milliseconds(), 1)
-	if !isMariaDB(version) {
-		hint := "/*+ MAX_EXECUTION_TIME(" + strconv.FormatInt(ms, 10) + ") */"
-		seconds := strconv.FormatInt((ms+999)/1000, 10)
-		return "SELECT " + hint + " /*" + mark + "*/ " + getLock(literal(key), seconds)
-	}
-	unlimited := "SET STATEMENT max_statement_time=0 FOR "
-	if older(version, 10, 1, 2) {
-		unlimited = ""
-	}
-	seconds := strconv.FormatFloat(float64(ms)/1000, 'f', 3, 64)
-	return unlimited + "SELECT /*" + mark + "*/ " + getLock(literal(key), seconds)
-}
-
-// markedQuery looks for the statement with the mark on session id. It is not
-// found where it does not run, or where the control pool leads to another
-// server.
-func markedQuery(id int64, mark string) string {
-	return "SELECT COUNT(*) FROM information_schema.processlist WHERE id=" + strconv.FormatInt(id, 10) +
-		" AND info LIKE '%/*" + mark + "*/%'"
-}
-
-// killQuery has the id in its text because MySQL refuses KILL as a prepared
-// statement (6413).
-func killQuery(id int64) string { return "KILL QUERY " + strconv.FormatInt(id, 10) }
-
-func releaseQuery(key string) string { return "SELECT RELEASE_LOCK(" + literal(key) + ") v" }
 
 func checkQuery(key string) string {
-	return "SELECT IS_USED_LOCK(" + literal(key) + ")=CONNECTION_ID() v"
+	return "SELECT IS_USED_LOCK(" + userlock.Literal(key) + ")=CONNECTION_ID() v"
 }
 
 // holderQuery asks for the lock and for its session in one statement, so that
@@ -74,12 +17,6 @@ func checkQuery(key string) string {
 // privilege sees its own sessions only; of others it gets the id.
 func holderQuery(key string) string {
 	return "SELECT h.id,COALESCE(p.user,''),COALESCE(p.host,''),COALESCE(p.db,''),COALESCE(p.command,'')," +
-		"UNIX_TIMESTAMP()-p.time FROM (SELECT IS_USED_LOCK(" + literal(key) + ") AS id) h" +
+		"UNIX_TIMESTAMP()-p.time FROM (SELECT IS_USED_LOCK(" + userlock.Literal(key) + ") AS id) h" +
 		" LEFT JOIN information_schema.processlist p ON p.id=h.id"
 }
-
-// lookQuery names variables that do not exist on every server, which SHOW
-// leaves out where a SELECT would fail.
-const lookQuery = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('version','version_comment'," +
-	"'read_only','innodb_read_only','wsrep_on'," +
-	"'group_replication_group_name','group_replication_single_primary_mode')"

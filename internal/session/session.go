@@ -60,7 +60,7 @@ func (s *Session) Query(ctx context.Context, query string, each func([]driver.Va
 	if !ok {
 		return fmt.Errorf("the driver's connection (%T) can't run a query without preparing it (driver.QueryerContext)", s.dc)
 	}
-	if v, ok := s.dc.(driver.Validator); ok && !v.IsValid() {
+	if !s.valid() {
 		return ErrUnusable
 	}
 	answer, err := q.QueryContext(ctx, query, nil)
@@ -77,6 +77,23 @@ func (s *Session) Query(ctx context.Context, query string, each func([]driver.Va
 		return closed
 	}
 	return err
+}
+
+// Exec runs a statement without arguments that answers with no rows.
+func (s *Session) Exec(ctx context.Context, query string) (driver.Result, error) {
+	e, ok := s.dc.(driver.ExecerContext)
+	if !ok {
+		return nil, fmt.Errorf("the driver's connection (%T) can't run a statement without preparing it (driver.ExecerContext)", s.dc)
+	}
+	if !s.valid() {
+		return nil, ErrUnusable
+	}
+	return e.ExecContext(ctx, query, nil)
+}
+
+func (s *Session) valid() bool {
+	v, ok := s.dc.(driver.Validator)
+	return !ok || v.IsValid()
 }
 
 // Alive asks the driver whether the server has closed the connection, without a

@@ -1,4 +1,4 @@
-package mysqlnamed
+package userlock
 
 import (
 	"database/sql"
@@ -12,10 +12,10 @@ import (
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
-// classify gives an error of the driver or the server the meaning it has for a
+// Classify gives an error of the driver or the server the meaning it has for a
 // lock, by number and never by text. Errors that mean nothing in particular are
 // returned as they are: the session is usable then.
-func classify(err error) error {
+func Classify(err error) error {
 	if err == nil || errors.Is(err, sql.ErrTxDone) || errors.Is(err, sql.ErrConnDone) {
 		return err
 	}
@@ -46,9 +46,9 @@ func classify(err error) error {
 	return err
 }
 
-// notSent reports whether err means that the session was over before the
+// NotSent reports whether err means that the session was over before the
 // statement could run on it.
-func notSent(err error) bool {
+func NotSent(err error) bool {
 	if err == nil {
 		return false
 	}
@@ -63,4 +63,23 @@ func serverError(err error) (*mysql.MySQLError, bool) {
 	var answer *mysql.MySQLError
 	ok := errors.As(err, &answer)
 	return answer, ok
+}
+
+// Numbers of errors that say more than what Classify makes of them.
+const (
+	UnknownThread = 1094 // ER_NO_SUCH_THREAD: there is no session to KILL
+	timeLimit     = 3024 // ER_QUERY_TIMEOUT
+)
+
+// Number returns the number of an error of the server, 0 if err is none.
+func Number(err error) uint16 {
+	if answer, ok := serverError(err); ok {
+		return answer.Number
+	}
+	return 0
+}
+
+// Interrupted is what it means that GET_LOCK returned NULL.
+func Interrupted() error {
+	return fmt.Errorf("%w: GET_LOCK returned NULL", sqllock.ErrInterrupted)
 }

@@ -1,0 +1,103 @@
+package userlock
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sqllock/go-sqllock/internal/session"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// AnswerTime is how long a statement may take beyond what it is asked to wait.
+// Its end costs the session, so it is long for a live server.
+const AnswerTime = 5 * time.Second
+
+// Use is session.Use where a closed conn is a session that is gone.
+func Use(conn *sql.Conn, f func(*session.Session) error) error {
+	err := session.Use(conn, f)
+	if errors.Is(err, sql.ErrConnDone) {
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, err)
+	}
+	return err
+}
+
+// Ended reports whether ctx has ended, or has too little time left to be a wait
+// on the server.
+func Ended(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && time.Until(deadline) < time.Millisecond
+}
+
+// LetGo frees lock if the session has been granted it by a statement that was
+// interrupted or is no longer wanted, and returns err, unless the session has
+// to be given up for it. The session did not hold it before that statement.
+func LetGo(ctx context.Context, s *session.Session, lock string, err error) error {
+	var freed sql.NullInt64
+	failed := Ask(ctx, s, Release(lock), &freed)
+	if errors.Is(failed, sqllock.ErrInterrupted) {
+		failed = Ask(ctx, s, Release(lock), &freed)
+	}
+	if failed == nil {
+		return err
+	}
+	return fmt.Errorf("%w: it may hold the lock after an interrupted wait: %w", sqllock.ErrSessionGone, failed)
+}
+
+// AskOver is Ask for every Querier. What is no session of the caller's, like a
+// *sql.DB, takes the end of ctx well; a transaction is given time to answer, and
+// has to live with what becomes of it if it does not.
+func AskOver(ctx context.Context, q sqllock.Querier, query string, dest ...sql.Scanner) error {
+	var tx *sql.Tx
+	switch q := q.(type) {
+	case *sql.Conn:
+		return session.Use(q, func(s *session.Session) error { return Ask(ctx, s, query, dest...) })
+	case *sql.Tx:
+		tx = q
+	}
+	pointers := make([]any, len(dest))
+	for i, d := range dest {
+		pointers[i] = d
+	}
+	if tx != nil {
+		ctx = context.WithoutCancel(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, AnswerTime)
+	defer cancel()
+	err := q.QueryRowContext(ctx, query).Scan(pointers...)
+	switch {
+	case err == nil || tx == nil:
+		return err
+	case ctx.Err() != nil:
+		return fmt.Errorf("the transaction's session did not answer for %v", AnswerTime)
+	}
+	return Classify(err)
+}
+
+// Ask runs a statement that answers with one row at once. The end of ctx does
+// not reach it; it has a bound of its own.
+func Ask(ctx context.Context, s *session.Session, query string, dest ...sql.Scanner) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), AnswerTime)
+	defer cancel()
+	return understood(ctx, s.Row(ctx, query, dest...))
+}
+
+// Exec runs a statement that changes rows, with the bound of Ask.
+func Exec(ctx context.Context, s *session.Session, query string) (driver.Result, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), AnswerTime)
+	defer cancel()
+	res, err := s.Exec(ctx, query)
+	return res, understood(ctx, err)
+}
+
+// understood is Classify for a statement whose bound was that of ctx.
+func understood(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%w: the server did not answer for %v", sqllock.ErrSessionGone, AnswerTime)
+	}
+	return Classify(err)
+}
+
