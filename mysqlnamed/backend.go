@@ -171,10 +171,9 @@ func (b *Backend) Holder(ctx context.Context, q sqllock.Querier, key string) (sq
 	if !id.Valid {
 		return sqllock.Holder{}, fmt.Errorf("%w: it is free", sqllock.ErrNotHeld)
 	}
-	h := sqllock.Holder{Session: id.Int64, User: user.String, Host: host.String, Database: database.String, State: state.String}
+	h := sqllock.Holder{Key: key, Alive: true, Session: id.Int64, User: user.String, Host: host.String, Database: database.String, State: state.String}
 	if since.Valid {
 		h.Since = time.Unix(since.Int64, 0)
 	}
 	return h, nil
 }
-

@@ -48,33 +48,96 @@ type Backend interface {
 	Holder(ctx context.Context, q Querier, key string) (Holder, error)
 }
 
+// Leaser is a Backend whose grants end by themselves when their TTL is over,
+// unless they are extended. Its Check returns an error that matches ErrLost for a
+// grant whose time is over, taken by another or not.
+type Leaser interface {
+	Backend
+
+	// Extend has g end ttl from now. It returns an error that matches ErrLost
+	// when g had ended, and any other error when it can't tell. It never
+	// acquires. conn is the one that g was acquired on, and may be busy.
+	Extend(ctx context.Context, conn *sql.Conn, g Grant, ttl time.Duration) (until time.Time, err error)
+
+	// TimeLeft asks the server, over q as in Check, how long it is until
+	// another session can take g.
+	TimeLeft(ctx context.Context, q Querier, g Grant) (time.Duration, error)
+}
+
+// Breaker is a Backend that can take a lock from its holder.
+type Breaker interface {
+	Backend
+
+	// Break ends the session that holds key, as the operator of db's user, and
+	// returns when the lock is free of it. It returns whom it ended, or
+	// ErrNotHeld.
+	Break(ctx context.Context, db *sql.DB, key string) (Holder, error)
+}
+
 // Request says what to acquire, and how.
 type Request struct {
-	Key  string // as made by [Key]
-	Wait bool   // wait while another session holds it
+	Key     string        // as made by [Key]
+	Wait    bool          // wait while another session holds it
+	TTL     time.Duration // how long to hold it, for a Leaser; 0 for its default
+	Observe func(Event)   // takes what happens on the way; never nil, must not block
 }
 
 // Grant identifies one acquisition of a key.
 type Grant struct {
 	Key     string
-	Session int64 // the server's id of the session that holds it
+	Session int64     // the server's id of the session that holds it; 0 if the backend would have to ask for it
+	Token   int64     // a fencing token, greater than those of the key's earlier grants; 0 if the backend has none
+	Until   time.Time // a lower bound of when it ends by itself, monotonic; zero if it does not
+	State   any       // what else the backend wants to get back with it
 }
 
-// Holder describes the session that holds a lock. What the server does not
-// show to the user that asks is left at its zero value.
+// Holder describes the session that holds a lock. What the backend does not
+// know, or the server does not show to the user that asks, is left at its zero
+// value.
 type Holder struct {
+	Key      string // the name on the server
 	Session  int64  // the server's id of the session, as KILL takes it
 	User     string // the database user
 	Host     string // where it is connected from, "host:port" on most servers
 	Database string // its default database
 	State    string // what it is doing, "Sleep" when it runs no statement
+	Process  string // what the process said of itself, as "host/pid program"
+	Token    int64  // of its grant
 
-	// Since is when the session came into its State, by the server's clock in
-	// whole seconds: its last statement, if it is idle. The server keeps no
-	// record of when a lock was granted, so the lock may be older; that of a Do
-	// is checked every second or so, and its session looks no older than that.
+	// Alive tells whether the session lives and has the lock. It is false for
+	// what a dead session, or one that let go, has left behind; the next
+	// Lock or TryLock takes that over.
+	Alive bool
+
+	// Since is when the lock was granted or last extended, by the server's
+	// clock in whole seconds. A backend on user-level locks alone tells when the
+	// session came into its State, its last statement if it is idle: the server
+	// keeps no record of when a lock was granted, so the lock may be older; that
+	// of a Do is checked every second or so, and looks no older than that.
 	Since time.Time
+
+	// Expires is when another session can take the lock, by the server's clock.
+	// It is zero for a lock without a TTL.
+	Expires time.Time
 }
+
+// Event is something that happened to a lock beside what its callers are told.
+type Event struct {
+	Kind   EventKind
+	Name   string // of the lock, as the caller gave it
+	Holder Holder // whom it was taken from, for TakenOver and Killed
+	Err    error  // what was wrong, for Repaired
+}
+
+// EventKind is a kind of Event.
+type EventKind string
+
+// The kinds of events.
+const (
+	TakenOver EventKind = "taken over" // what a holder had left behind was removed
+	Killed    EventKind = "killed"     // the session of a holder whose TTL was over was ended
+	Repaired  EventKind = "repaired"   // a damaged lock table was repaired
+)
 
 // Querier is what *sql.DB, *sql.Conn and *sql.Tx have in common as far as the
 // backends need it.

@@ -19,7 +19,8 @@ const acquireTries = 3
 // fn gets a ctx that ends with ctx, and, with [ErrLost] as its cause, as soon
 // as the lock is known to be lost: the server is asked at the interval of
 // [WithCheckInterval]. fn should then stop. fn may release the lock early by
-// lock.Release; its ctx then ends with [ErrNotHeld] as the cause.
+// lock.Release; its ctx then ends with [ErrNotHeld] as the cause. A lock with a
+// TTL is lost when that is over, unless fn extends it by lock.Extend in time.
 //
 // Do returns the error of fn, and, before it, the error of a lock that was lost
 // or whose release could not be confirmed, in which case the connection has been
@@ -30,34 +31,34 @@ const acquireTries = 3
 // while fn runs: where the pool has fewer than there are Dos and what their
 // functions need besides, they wait for each other until ctx ends. A Do inside
 // fn for the same name waits for itself.
-func (k *Locker) Do(ctx context.Context, db *sql.DB, name string, fn func(ctx context.Context, lock *Lock) error) error {
-	return k.do(ctx, db, name, k.Lock, fn)
+func (k *Locker) Do(ctx context.Context, db *sql.DB, name string, fn func(ctx context.Context, lock *Lock) error, opts ...LockOption) error {
+	return k.do(ctx, db, name, k.Lock, fn, opts)
 }
 
 // TryDo is Do for work that is to be skipped when another session holds the
 // lock: it then returns false and no error at once, without having run fn. It
 // returns true whenever fn has run. It does not wait for the lock, but as long
 // as ctx allows for a connection of a pool that has none to spare.
-func (k *Locker) TryDo(ctx context.Context, db *sql.DB, name string, fn func(ctx context.Context, lock *Lock) error) (ran bool, err error) {
+func (k *Locker) TryDo(ctx context.Context, db *sql.DB, name string, fn func(ctx context.Context, lock *Lock) error, opts ...LockOption) (ran bool, err error) {
 	err = k.do(ctx, db, name, k.TryLock, func(ctx context.Context, lock *Lock) error {
 		ran = true
 		return fn(ctx, lock)
-	})
+	}, opts)
 	if !ran && errors.Is(err, ErrBusy) {
 		return false, nil
 	}
 	return ran, err
 }
 
-type acquireFunc func(ctx context.Context, conn *sql.Conn, name string) (*Lock, error)
+type acquireFunc func(ctx context.Context, conn *sql.Conn, name string, opts ...LockOption) (*Lock, error)
 
-func (k *Locker) do(ctx context.Context, db *sql.DB, name string, acquire acquireFunc, fn func(context.Context, *Lock) error) error {
+func (k *Locker) do(ctx context.Context, db *sql.DB, name string, acquire acquireFunc, fn func(context.Context, *Lock) error, opts []LockOption) error {
 	for try := 1; ; try++ {
 		conn, err := k.conn(ctx, db, name)
 		if err != nil {
 			return err
 		}
-		lock, err := acquire(ctx, conn, name)
+		lock, err := acquire(ctx, conn, name, opts...)
 		if err == nil {
 			defer conn.Close() //nolint:errcheck,gocritic // the loop ends here; a session that was discarded says so once more
 			return k.run(ctx, lock, fn)

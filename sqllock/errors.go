@@ -48,6 +48,30 @@ var (
 	// Release what it holds, then try again.
 	ErrDeadlock = errors.New("sqllock: deadlock")
 
+	// ErrHolderAlive is returned by TryLock and Lock, together with ErrBusy, when
+	// the TTL of the holder is over, its session has been told to end, and had
+	// not ended by the end of the wait: it may be rolling back. Nothing has been
+	// acquired; try again.
+	ErrHolderAlive = errors.New("sqllock: the holder, whose time is over, has not ended yet")
+
+	// ErrPermission is returned when the database user lacks a privilege, for
+	// one to end the session of a holder of another user. Nothing has been
+	// acquired, nothing changed.
+	ErrPermission = errors.New("sqllock: the database user lacks a privilege")
+
+	// ErrInTransaction is returned when the session under the conn is in a
+	// transaction, and the backend can't acquire or extend there without
+	// breaking it, or without being undone by its rollback. Nothing changed.
+	ErrInTransaction = errors.New("sqllock: the session is in a transaction")
+
+	// ErrNoTable is returned when the table of the locks is not there, or not
+	// of the needed shape; the text names what creates it. Nothing is held.
+	ErrNoTable = errors.New("sqllock: the lock table is missing")
+
+	// ErrTTLTooShort is returned by AssertTTL when less time is left than was
+	// asked for. The lock is still held.
+	ErrTTLTooShort = errors.New("sqllock: too little of the TTL is left")
+
 	// ErrInvalidName is returned for a name that can't be locked. Nothing has
 	// been sent to the server.
 	ErrInvalidName = errors.New("sqllock: invalid lock name")
@@ -61,7 +85,7 @@ var (
 // or a [Lock] is one, save that Do and TryDo return the error of the function as
 // it is, or wrapped together with one.
 type OpError struct {
-	Op   string // "lock", "try lock", "hold" (how a lock ended), "check", "release", "holder" or "do"
+	Op   string // "lock", "try lock", "hold" (how a lock ended), "check", "extend", "assert ttl", "release", "holder", "break" or "do"
 	Name string // the name as the caller gave it
 	Err  error  // why; match it with errors.Is
 }

@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
+	"time"
 )
 
 // errReleased is how a lock ends that was released.
@@ -21,10 +23,10 @@ type Lock struct {
 	conn   *sql.Conn
 	handle handle
 	name   string
-	grant  Grant
 	done   chan struct{}
 
 	mu        sync.Mutex // guards the following; not held across I/O
+	grant     Grant      // of which only Until changes
 	releasing bool       // a Release has begun: it alone says how the lock ended
 	err       error      // how the lock ended
 	onEnd     func(error)
@@ -33,9 +35,36 @@ type Lock struct {
 // Name returns the name that the lock was acquired under.
 func (l *Lock) Name() string { return l.name }
 
-// Grant returns what the backend granted: the key on the server and the id of
-// the session that holds it.
-func (l *Lock) Grant() Grant { return l.grant }
+// Grant returns what the backend granted: the key on the server, the id of the
+// session that holds it, and, where the backend has such, fencing token and end.
+func (l *Lock) Grant() Grant {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.grant
+}
+
+// Token returns the fencing token of the grant: a number that grows with every
+// grant of the name. A store that remembers the greatest token it has seen can
+// refuse the late writes of a holder that had lost its lock. It is 0 if the
+// backend has none.
+func (l *Lock) Token() int64 { return l.Grant().Token }
+
+// Remaining returns how long the lock is held at least, if nothing is done: the
+// TTL, counted from before the grant or the extension was asked for on the local
+// monotonic clock. It asks nobody, so it knows nothing of a loss before that
+// time. It is 0 when the lock has ended, and the longest duration there is for a
+// lock without a TTL.
+func (l *Lock) Remaining() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.err != nil:
+		return 0
+	case l.grant.Until.IsZero():
+		return math.MaxInt64
+	}
+	return max(0, time.Until(l.grant.Until))
+}
 
 // Done returns a channel that is closed when the lock has been released, or is
 // known to be lost. A loss becomes known when the server is asked: by Check, by
@@ -108,13 +137,69 @@ func (l *Lock) Check(ctx context.Context) error {
 }
 
 func (l *Lock) check(ctx context.Context) error {
+	return l.ask(ctx, func(g Grant) error { return l.locker.backend.Check(ctx, l.conn, g) })
+}
+
+// Extend has the lock end ttl from now, in place of when it would have ended.
+// It returns nil if that is so; an error that matches [ErrLost] if the lock had
+// ended before, by its TTL or otherwise, [ErrNotHeld] if it has been released,
+// and [ErrUnknown] if the server could not be asked: the lock then ends at the
+// old time or at the new one. It never acquires anew. [ErrUnsupported] is
+// returned for locks without a TTL. Whether it works while the session of the
+// lock is in a transaction is up to the backend.
+func (l *Lock) Extend(ctx context.Context, ttl time.Duration) error {
+	return l.fail("extend", l.extend(ctx, ttl))
+}
+
+func (l *Lock) extend(ctx context.Context, ttl time.Duration) error {
+	b, ok := l.locker.backend.(Leaser)
+	switch {
+	case !ok:
+		return errNoTTL(l.locker.backend)
+	case ttl <= 0:
+		return fmt.Errorf("the TTL is %v, and must be positive; the lock was not changed", ttl)
+	}
+	return l.ask(ctx, func(g Grant) error {
+		until, err := b.Extend(ctx, l.conn, g, ttl)
+		if err == nil {
+			l.mu.Lock()
+			l.grant.Until = until
+			l.mu.Unlock()
+		}
+		return err
+	})
+}
+
+// AssertTTL asks the server, by whose clock TTLs are counted, whether the lock
+// is held and at least min of its time is left, in one round trip. It returns
+// an error that matches [ErrTTLTooShort] if less is left, and otherwise as Check
+// does. [ErrUnsupported] is returned for locks without a TTL.
+func (l *Lock) AssertTTL(ctx context.Context, min time.Duration) error {
+	b, ok := l.locker.backend.(Leaser)
+	if !ok {
+		return l.fail("assert ttl", errNoTTL(l.locker.backend))
+	}
+	var left time.Duration
+	err := l.ask(ctx, func(g Grant) (err error) {
+		left, err = b.TimeLeft(ctx, l.conn, g)
+		return err
+	})
+	if err == nil && left < min {
+		err = fmt.Errorf("%w: %v, and %v was asked for", ErrTTLTooShort, left, min)
+	}
+	return l.fail("assert ttl", err)
+}
+
+// ask has f ask the backend about the grant, and ends the lock if the answer is
+// that it is lost.
+func (l *Lock) ask(ctx context.Context, f func(Grant) error) error {
 	if err := l.how(); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", ErrUnknown, endOf(ctx))
 	}
-	err := l.locker.backend.Check(ctx, l.conn, l.grant)
+	err := f(l.Grant())
 	if errors.Is(err, sql.ErrConnDone) {
 		return l.connDone(err)
 	}
@@ -145,7 +230,7 @@ func (l *Lock) check(ctx context.Context) error {
 // the lock. database/sql closes a conn after an error of the connection, too.
 func (l *Lock) connDone(err error) error {
 	return fmt.Errorf("%w: %w: either its session %d broke, and the lock is gone with it, or the conn was closed "+
-		"before the lock was released, and the session is back in its pool with the lock until it ends", ErrUnknown, err, l.grant.Session)
+		"before the lock was released, and the session is back in its pool with the lock until it ends", ErrUnknown, err, l.Grant().Session)
 }
 
 // Release frees the lock, in one round trip. It works with a ctx that has
@@ -171,7 +256,7 @@ func (l *Lock) Release(ctx context.Context) error {
 	l.releasing = true
 	l.mu.Unlock()
 
-	err := l.locker.backend.Release(context.WithoutCancel(ctx), l.conn, l.grant)
+	err := l.locker.backend.Release(context.WithoutCancel(ctx), l.conn, l.Grant())
 	sessions.forget(l)
 	switch {
 	case err == nil:

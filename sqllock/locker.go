@@ -20,6 +20,7 @@ type Locker struct {
 	backend       Backend
 	namespace     string
 	checkInterval time.Duration
+	observe       func(Event)
 }
 
 // Option configures a [Locker].
@@ -45,12 +46,43 @@ func WithCheckInterval(d time.Duration) Option {
 	return option(func(k *Locker) { k.checkInterval = d })
 }
 
+// WithObserver has f called with every [Event], from the goroutine of the call
+// in which it happened. f must not block, and is called concurrently.
+func WithObserver(f func(Event)) Option {
+	return option(func(k *Locker) {
+		if f != nil {
+			k.observe = f
+		}
+	})
+}
+
+// LockOption is an option of one acquisition.
+type LockOption interface{ applyTo(*Request) error }
+
+type lockOption func(*Request) error
+
+func (o lockOption) applyTo(r *Request) error { return o(r) }
+
+// TTL sets how long the lock is held unless it is extended or released, counted
+// from the grant, in place of the backend's default. Backends may round it up,
+// to whole seconds for one. It is an error with a backend whose locks have no
+// TTL ([ErrUnsupported]), and if d is not positive.
+func TTL(d time.Duration) LockOption {
+	return lockOption(func(r *Request) error {
+		if d <= 0 {
+			return fmt.Errorf("the TTL is %v, and must be positive", d)
+		}
+		r.TTL = d
+		return nil
+	})
+}
+
 // New returns a Locker on b. It panics if b is nil.
 func New(b Backend, opts ...Option) *Locker {
 	if b == nil {
 		panic("sqllock: New needs a backend, for example mysqlnamed.New()")
 	}
-	k := &Locker{backend: b, checkInterval: DefaultCheckInterval}
+	k := &Locker{backend: b, checkInterval: DefaultCheckInterval, observe: func(Event) {}}
 	for _, o := range opts {
 		o.apply(k)
 	}
@@ -63,8 +95,8 @@ func New(b Backend, opts ...Option) *Locker {
 // On failure nothing has been acquired, and conn is as usable as before unless
 // the error matches [ErrSessionGone]. Rows of a query on conn must have been
 // closed. A server that falls silent costs the session, after some seconds.
-func (k *Locker) TryLock(ctx context.Context, conn *sql.Conn, name string) (*Lock, error) {
-	return k.acquire(ctx, conn, name, "try lock", false)
+func (k *Locker) TryLock(ctx context.Context, conn *sql.Conn, name string, opts ...LockOption) (*Lock, error) {
+	return k.acquire(ctx, conn, name, "try lock", false, opts)
 }
 
 // Lock acquires name for the session under conn, waiting on the server until it
@@ -76,28 +108,29 @@ func (k *Locker) TryLock(ctx context.Context, conn *sql.Conn, name string) (*Loc
 // rows of a query on it must have been closed. How soon a cancellation ends the
 // wait is up to the backend. A server that falls silent costs the session, some
 // seconds after it should have answered, whatever ctx says.
-func (k *Locker) Lock(ctx context.Context, conn *sql.Conn, name string) (*Lock, error) {
-	return k.acquire(ctx, conn, name, "lock", true)
+func (k *Locker) Lock(ctx context.Context, conn *sql.Conn, name string, opts ...LockOption) (*Lock, error) {
+	return k.acquire(ctx, conn, name, "lock", true, opts)
 }
 
-func (k *Locker) acquire(ctx context.Context, conn *sql.Conn, name, op string, wait bool) (*Lock, error) {
+func (k *Locker) acquire(ctx context.Context, conn *sql.Conn, name, op string, wait bool, opts []LockOption) (*Lock, error) {
 	fail := func(err error) (*Lock, error) { return nil, &OpError{Op: op, Name: name, Err: err} }
-	key, err := Key(k.namespace, name)
+	req, err := k.request(name, opts)
 	if err != nil {
 		return fail(err)
 	}
+	req.Wait = wait
 	if conn == nil {
 		return fail(errors.New("the *sql.Conn is nil: take one with db.Conn, or use Do"))
 	}
 	if ctx.Err() != nil {
 		return fail(endOf(ctx))
 	}
-	h := handle{conn, reflect.TypeOf(k.backend), key}
+	h := handle{conn, reflect.TypeOf(k.backend), req.Key}
 	old, err := sessions.reserve(h)
 	if err != nil {
 		return fail(err)
 	}
-	g, err := k.backend.Acquire(ctx, conn, Request{Key: key, Wait: wait})
+	g, err := k.backend.Acquire(ctx, conn, req)
 	if err != nil {
 		sessions.settle(h, old)
 		if errors.Is(err, ErrSessionGone) {
@@ -114,6 +147,58 @@ func (k *Locker) acquire(ctx context.Context, conn *sql.Conn, name, op string, w
 		old.supersede()
 	}
 	return l, nil
+}
+
+// request makes what the backend is asked for of what the caller asks for.
+func (k *Locker) request(name string, opts []LockOption) (req Request, err error) {
+	if req.Key, err = Key(k.namespace, name); err != nil {
+		return req, err
+	}
+	for _, o := range opts {
+		if err := o.applyTo(&req); err != nil {
+			return req, err
+		}
+	}
+	if _, leases := k.backend.(Leaser); req.TTL != 0 && !leases {
+		return req, errNoTTL(k.backend)
+	}
+	req.Observe = func(e Event) {
+		e.Name = name
+		k.observe(e)
+	}
+	return req, nil
+}
+
+func errNoTTL(b Backend) error {
+	return fmt.Errorf("%w: locks of %T have no TTL; they live as long as their session", ErrUnsupported, b)
+}
+
+// Break takes name from its holder: it ends the holder's session, whose open
+// transaction the server rolls back, and returns when the lock is free of it,
+// with whom it ended. It is for operators; the user of db needs the privilege to
+// end the sessions of the holder's user ([ErrPermission]). It returns
+// [ErrNotHeld] if the lock is free, and [ErrUnsupported] if the backend has no
+// such thing. A ctx that ends does not undo what has been done.
+func (k *Locker) Break(ctx context.Context, db *sql.DB, name string) (Holder, error) {
+	fail := func(err error) (Holder, error) { return Holder{}, &OpError{Op: "break", Name: name, Err: err} }
+	key, err := Key(k.namespace, name)
+	if err != nil {
+		return fail(err)
+	}
+	b, ok := k.backend.(Breaker)
+	switch {
+	case !ok:
+		return fail(fmt.Errorf("%w: %T can't break locks", ErrUnsupported, k.backend))
+	case db == nil:
+		return fail(errors.New("the *sql.DB is nil"))
+	case ctx.Err() != nil:
+		return fail(endOf(ctx))
+	}
+	h, err := b.Break(ctx, db, key)
+	if err != nil {
+		return fail(err)
+	}
+	return h, nil
 }
 
 // Holder tells which session holds name, asking over q: the *sql.DB, a *sql.Conn

@@ -23,8 +23,9 @@ const (
 // The full name is name, or namespace + ":" + name where a namespace is given.
 // A full name of 1 to 64 printable ASCII characters is its own key, so that
 // other programs on the same server can take part by using it. Any other full
-// name, one with a namespace that itself has a colon, and one that looks like
-// the result of the following, becomes the first 37 characters of the full name
+// name, one that ends in a space (which columns of a table may ignore), one with
+// a namespace that itself has a colon, and one that looks like the result of the
+// following, becomes the first 37 characters of the full name
 // (each run of other characters replaced by one "_"), "~", and 26 characters of
 // lower-case base32 (RFC 4648 "extended hex") of the first 128 bits of
 //
@@ -33,8 +34,9 @@ const (
 // The rule is stable: it does not change between versions of this package.
 // Within a namespace two different names never have one key (short of a
 // collision of hashes), and neither do names in two different namespaces; but
-// "a:b" without a namespace is "b" in the namespace "a". MySQL compares keys
-// without regard to letter case, so there "Job" and "job" exclude each other.
+// "a:b" without a namespace is "b" in the namespace "a". MySQL, and the lock
+// table, compare keys without regard to letter case, so there "Job" and "job"
+// exclude each other.
 //
 // Key returns [ErrInvalidName] for the empty name.
 func Key(namespace, name string) (string, error) {
@@ -45,7 +47,7 @@ func Key(namespace, name string) (string, error) {
 	if namespace != "" {
 		full = namespace + ":" + name
 	}
-	if len(full) <= MaxKeyLen && printable(full) && !hashed(full) && !strings.Contains(namespace, ":") {
+	if len(full) <= MaxKeyLen && printable(full) && !hashed(full) && !strings.HasSuffix(full, " ") && !strings.Contains(namespace, ":") {
 		return full, nil
 	}
 	sum := sha256.Sum256([]byte(strconv.Itoa(len(namespace)) + ":" + namespace + name))

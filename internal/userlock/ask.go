@@ -100,4 +100,3 @@ func understood(ctx context.Context, err error) error {
 	}
 	return Classify(err)
 }
-

@@ -153,4 +153,3 @@ func (w Waiter) controlConn(running context.Context) (*sql.Conn, error) {
 func errNoKill(id int64) error {
 	return fmt.Errorf("session %d was not seen to end its wait for %v; does the control pool lead to the same server?", id, killTime)
 }
-

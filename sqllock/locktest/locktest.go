@@ -32,12 +32,15 @@ type Config struct {
 // backend is broken.
 const patience = 30 * time.Second
 
-// Run runs the suite as subtests of t.
+type subtest struct {
+	name string
+	run  func(*testing.T, *bench)
+}
+
+// Run runs the suite as subtests of t. A backend that is a [sqllock.Leaser] also
+// has to pass those about leases.
 func Run(t *testing.T, cfg Config) {
-	for _, test := range []struct {
-		name string
-		run  func(*testing.T, *bench)
-	}{
+	tests := []subtest{
 		{"Exclusion", testExclusion},
 		{"HandOff", testHandOff},
 		{"Try", testTry},
@@ -58,7 +61,13 @@ func Run(t *testing.T, cfg Config) {
 		{"TryDo", testTryDo},
 		{"DoLoss", testDoLoss},
 		{"GoroutineLeaks", testGoroutineLeaks},
-	} {
+	}
+	if _, leases := cfg.Backend.(sqllock.Leaser); leases {
+		tests = append(tests, leaseTests()...)
+	} else {
+		tests = append(tests, subtest{"NoTTL", testNoTTL})
+	}
+	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			b := &bench{Config: cfg, db: cfg.Open(t), name: "locktest-" + rand.Text()}
 			b.locker = sqllock.New(cfg.Backend, sqllock.WithCheckInterval(10*time.Millisecond))
@@ -158,13 +167,24 @@ func (b *bench) key(t *testing.T, name string) string {
 // kill ends the session that holds l, and returns once the server has freed it.
 func (b *bench) kill(t *testing.T, l *sqllock.Lock) {
 	t.Helper()
-	if err := b.Kill(t.Context(), b.db, l.Grant().Session); err != nil {
+	killed := b.holder(t, l).Session
+	if err := b.Kill(t.Context(), b.db, killed); err != nil {
 		t.Fatalf("Config.Kill: %v", err)
 	}
 	b.eventually(t, "the killed session to let go of its lock", func() bool {
 		h, err := b.locker.Holder(t.Context(), b.db, l.Name())
-		return errors.Is(err, sqllock.ErrNotHeld) || err == nil && h.Session != l.Grant().Session
+		return errors.Is(err, sqllock.ErrNotHeld) || err == nil && (h.Session != killed || !h.Alive)
 	})
+}
+
+// holder tells who holds l, which is held.
+func (b *bench) holder(t *testing.T, l *sqllock.Lock) sqllock.Holder {
+	t.Helper()
+	h, err := b.locker.Holder(t.Context(), b.db, l.Name())
+	if err != nil {
+		t.Fatalf("Holder: %v", err)
+	}
+	return h
 }
 
 // attempt is a Lock under way in a goroutine of its own.
@@ -219,7 +239,7 @@ func (b *bench) usable(t *testing.T, conn *sql.Conn, session int64) {
 	if err != nil {
 		t.Fatalf("the session should be usable: %v", err)
 	}
-	if got := l.Grant().Session; got != session {
+	if got := b.holder(t, l).Session; got != session {
 		t.Errorf("the session changed from %d to %d", session, got)
 	}
 	b.release(t, l)
@@ -230,5 +250,5 @@ func (b *bench) session(t *testing.T, conn *sql.Conn) int64 {
 	t.Helper()
 	l := b.lock(t, conn, b.name+"-session")
 	defer b.release(t, l)
-	return l.Grant().Session
+	return b.holder(t, l).Session
 }

@@ -126,8 +126,11 @@ func testHolder(t *testing.T, b *bench) {
 	if err != nil {
 		t.Fatalf("Holder: %v", err)
 	}
-	if h.Session != l.Grant().Session || h.Session == 0 {
-		t.Errorf("Holder has session %d, the grant %d", h.Session, l.Grant().Session)
+	if g := l.Grant(); h.Session == 0 || g.Session != 0 && h.Session != g.Session {
+		t.Errorf("Holder has session %d, the grant %d", h.Session, g.Session)
+	}
+	if !h.Alive || h.Key != b.key(t, b.name) {
+		t.Errorf("Holder should say that the session lives, and the key: %+v", h)
 	}
 	if h.User == "" || h.State == "" {
 		t.Errorf("Holder of the same user should say more: %+v", h)

@@ -1,0 +1,722 @@
+package table
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/sqllock/go-sqllock/internal/session"
+	"github.com/sqllock/go-sqllock/internal/userlock"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+const (
+	// killTime is how long a killed session has to end while a TryLock looks on.
+	killTime = 2 * time.Second
+
+	// The pauses while a PHP process is about to take the doorbell.
+	minPause = 5 * time.Millisecond
+	maxPause = 200 * time.Millisecond
+)
+
+// Backend is the lock backend on a table. It is safe for concurrent use.
+type Backend struct {
+	ttl        time.Duration
+	name       string
+	pool       *sql.DB
+	unmigrated bool
+	allowed    Risk
+	process    string
+
+	admitted userlock.Admitted[string, *server] // by kindExpr in hex
+	last     atomic.Pointer[server]             // the one of the latest acquisition
+	floor    atomic.Int64                       // the greatest token seen
+}
+
+var (
+	_ sqllock.Leaser  = (*Backend)(nil)
+	_ sqllock.Breaker = (*Backend)(nil)
+)
+
+// New returns a backend whose locks are held for ttl, unless [sqllock.TTL] says
+// otherwise. TTLs are rounded up to whole seconds. It does nothing until the first
+// lock. It panics if ttl is not positive.
+func New(ttl time.Duration, opts ...Option) *Backend {
+	if ttl <= 0 {
+		panic(fmt.Sprintf("table: New(%v): the TTL must be positive", ttl))
+	}
+	b := &Backend{ttl: ttl, name: "shared_locks", process: process()}
+	for _, o := range opts {
+		o.apply(b)
+	}
+	return b
+}
+
+// process says who we are to the operator who lists the locks.
+func process() string {
+	host, _ := os.Hostname() // an empty one says enough
+	s := []byte(fmt.Sprintf("%s/%d %s", host, os.Getpid(), filepath.Base(os.Args[0])))
+	for i, c := range s {
+		if c < ' ' || c > '~' {
+			s[i] = '_'
+		}
+	}
+	return string(s[:min(len(s), 255)])
+}
+
+// server is what a look has found out.
+type server struct {
+	kind          string // in hex
+	version       string
+	transactional bool // the table joins transactions
+	queries       queries
+}
+
+// row is what a look at a name finds.
+type row struct {
+	there                                  bool
+	name                                   string
+	session, created, ttl, acquired, token int64
+	process                                string
+	used, bell                             sql.NullInt64 // who holds the doorbell: under the row's name, under ours
+	left                                   time.Duration
+	started, own                           int64
+	kind                                   string
+}
+
+func (r *row) ascii() bool {
+	for i := range len(r.name) {
+		if r.name[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// literal is the name as it is stored.
+func (r *row) literal() string {
+	if r.ascii() {
+		return text(r.name)
+	}
+	return "CONVERT(_utf8mb4 " + userlock.Literal(r.name) + " USING latin1)"
+}
+
+// doorbell is the name as GET_LOCK takes it.
+func (r *row) doorbell() string {
+	if r.ascii() {
+		return text(r.name)
+	}
+	return "_utf8mb4 " + userlock.Literal(r.name)
+}
+
+func (r *row) holder() sqllock.Holder {
+	return sqllock.Holder{
+		Key: r.name, Session: r.session, Process: r.process, Token: r.token,
+		Since: time.Unix(r.created, 0), Expires: time.Unix(r.created+r.ttl+1, 0),
+	}
+}
+
+// attempt is an Acquire under way. Between two of its steps the session holds
+// nothing new.
+type attempt struct {
+	b       *Backend
+	req     sqllock.Request
+	bell    string // the doorbell, as an expression
+	ttl     int64  // in seconds
+	s       *session.Session
+	srv     *server
+	id      int64 // of the session, 0 if not known
+	rung    bool  // the doorbell is ours, taken in this step
+	pooled  bool  // rows are written over the pool, in this step
+	tried   bool  // the first step is over; the others begin with a look
+	floor   int64 // the token has to be greater
+	pause   time.Duration
+	killed  *row      // whose session was told to end
+	giveUp  time.Time // when a TryLock has waited long enough for that
+	repairs int
+	granted bool
+	grant   sqllock.Grant
+}
+
+// Acquire tries, and then waits, or takes over. See the package's documentation.
+func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Request) (sqllock.Grant, error) {
+	a := &attempt{b: b, req: req, bell: text(req.Key), ttl: seconds(req.TTL)}
+	if req.TTL == 0 {
+		a.ttl = seconds(b.ttl)
+	}
+	for {
+		err := userlock.Use(conn, func(s *session.Session) error { return a.step(ctx, s) })
+		switch {
+		case a.granted && err == nil:
+			return a.grant, nil
+		case damaged(err) && a.repairs == 0:
+			a.repairs++
+			err = b.repair(ctx, req, err)
+			if err != nil {
+				return sqllock.Grant{}, err
+			}
+		case err != nil:
+			return sqllock.Grant{}, err
+		case !a.again(ctx):
+			return sqllock.Grant{}, a.busy()
+		}
+	}
+}
+
+// again waits for the pause before the next step, and reports whether there is to
+// be one.
+func (a *attempt) again(ctx context.Context) bool {
+	if userlock.Ended(ctx) {
+		return false
+	}
+	if !a.req.Wait && (a.killed == nil || time.Now().After(a.giveUp)) {
+		return false
+	}
+	if a.pause == 0 {
+		return true
+	}
+	timer := time.NewTimer(a.pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return !userlock.Ended(ctx)
+}
+
+func (a *attempt) busy() error {
+	if a.killed == nil {
+		return sqllock.ErrBusy
+	}
+	return fmt.Errorf("%w: %w: session %d (%s) has been killed, and may be rolling back",
+		sqllock.ErrBusy, sqllock.ErrHolderAlive, a.killed.session, a.killed.process)
+}
+
+// step tries, and goes as far as one wait on the server. It leaves the session
+// with the lock granted, or with nothing new.
+func (a *attempt) step(ctx context.Context, s *session.Session) error {
+	a.s, a.rung, a.pooled = s, false, false
+	pause := a.pause
+	a.pause = 0
+	err := a.begin(ctx)
+	for turns := 0; err == nil && !a.granted; turns++ {
+		var r *row
+		if r, err = a.look(ctx); err != nil {
+			break
+		}
+		var more bool
+		if more, err = a.judge(ctx, r, pause); err != nil || !more {
+			break
+		}
+		if turns == 16 { // somebody is always faster; let others have the session
+			a.pause = minPause
+			break
+		}
+	}
+	if a.rung && !a.granted {
+		a.rung = false
+		return userlock.LetGo(ctx, s, a.bell, err)
+	}
+	return err
+}
+
+func (a *attempt) begin(ctx context.Context) error {
+	if a.srv == nil {
+		a.srv = a.b.last.Load()
+	}
+	if a.srv == nil {
+		if err := a.admit(ctx); err != nil {
+			return err
+		}
+	}
+	if err := a.prepare(ctx); err != nil || a.tried {
+		return err
+	}
+	a.tried = true
+	return a.try(ctx)
+}
+
+// try takes the doorbell and makes the row, if both are free.
+func (a *attempt) try(ctx context.Context) error {
+	if a.pooled {
+		return a.ring(ctx)
+	}
+	start := time.Now()
+	res, err := userlock.Exec(ctx, a.s, a.srv.queries.try(a.req.Key, a.srv.kind, a.ttl, a.tokenFloor(), a.b.process))
+	switch n := userlock.Number(err); {
+	case err == nil:
+		return a.made(res, start)
+	case n == duplicate:
+		a.rung = true
+		return nil
+	case n == deadlock: // on InnoDB; the look tells whether the doorbell is ours
+		return a.afterTry(ctx, nil)
+	case inTransaction(n):
+		a.pooled = true
+		if a.b.pool == nil {
+			return errInTransaction(err)
+		}
+		return a.ring(ctx)
+	}
+	return a.afterTry(ctx, a.b.explain(err))
+}
+
+// prepare finds out what a try can't tell by itself: whether the session is in a
+// transaction that an InnoDB table would join, and its id, where no token names
+// the grant.
+func (a *attempt) prepare(ctx context.Context) error {
+	if !a.srv.transactional && a.srv.queries.migrated {
+		return nil
+	}
+	inside, id, err := inside(ctx, a.s, a.srv)
+	if err != nil {
+		return err
+	}
+	a.id = id
+	a.pooled = inside && a.srv.transactional
+	if a.pooled && a.b.pool == nil {
+		return errInTransaction(errors.New("the table is of an engine with transactions"))
+	}
+	return nil
+}
+
+// ring takes the doorbell only; the row is then made over the pool.
+func (a *attempt) ring(ctx context.Context) error {
+	var verdict, id sql.NullInt64
+	err := userlock.Ask(ctx, a.s, "SELECT "+userlock.GetLock(a.bell, "0")+" v,CONNECTION_ID() c", &verdict, &id)
+	if err == nil && !verdict.Valid {
+		err = userlock.Interrupted()
+	}
+	if err != nil {
+		return a.afterTry(ctx, err)
+	}
+	a.id = id.Int64
+	if verdict.Int64 != userlock.Granted {
+		return nil
+	}
+	a.rung = true
+	return a.claim(ctx)
+}
+
+// afterTry returns err, by which a try or a ring has failed. If the doorbell is
+// ours now, it was taken in that statement, unless the row is ours as well; then
+// the session held the lock before.
+func (a *attempt) afterTry(ctx context.Context, err error) error {
+	if errors.Is(err, sqllock.ErrSessionGone) {
+		return err
+	}
+	var held sql.NullBool
+	failed := userlock.Ask(ctx, a.s, "SELECT IS_USED_LOCK("+a.bell+")=CONNECTION_ID() v", &held)
+	if failed == nil && !held.Bool {
+		return err
+	}
+	if failed == nil {
+		var r *row
+		if r, failed = a.look(ctx); failed == nil {
+			a.rung = !r.there || r.session != a.self(r) || r.acquired == 0
+			return err
+		}
+	}
+	return fmt.Errorf("%w: it may hold the lock after a try that failed (%w): %w", sqllock.ErrSessionGone, err, failed)
+}
+
+// self is the id of our session, which has looked, unless the pool has.
+func (a *attempt) self(r *row) int64 {
+	if !a.pooled {
+		a.id = r.own
+	}
+	return a.id
+}
+
+// made notes what an INSERT has granted, if anything.
+func (a *attempt) made(res result, start time.Time) error {
+	rows, err := res.RowsAffected()
+	if err != nil || rows == 0 {
+		return err
+	}
+	var token int64
+	if a.srv.queries.migrated {
+		if token, err = res.LastInsertId(); err != nil {
+			return err
+		}
+		for seen := a.b.floor.Load(); seen < token && !a.b.floor.CompareAndSwap(seen, token); seen = a.b.floor.Load() {
+		}
+	}
+	a.b.last.Store(a.srv)
+	a.granted = true
+	a.grant = sqllock.Grant{
+		Key: a.req.Key, Session: a.id, Token: token, Until: start.Add(length(a.ttl, time.Second)), State: a.srv,
+	}
+	return nil
+}
+
+func (a *attempt) tokenFloor() int64 { return max(a.floor, a.b.floor.Load()) + 1 }
+
+// claim makes the row; the doorbell is ours. It is not granted if a row is there.
+func (a *attempt) claim(ctx context.Context) error {
+	start := time.Now()
+	res, err := a.exec(ctx, a.srv.queries.claim(a.req.Key, a.id, a.ttl, a.tokenFloor(), a.b.process))
+	if n := userlock.Number(err); n == duplicate || n == deadlock {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return a.made(res, start)
+}
+
+// exec changes rows: on the session, or over the pool.
+func (a *attempt) exec(ctx context.Context, query string) (result, error) {
+	if a.pooled {
+		return a.b.overPool(ctx, query)
+	}
+	res, err := userlock.Exec(ctx, a.s, query)
+	if inTransaction(userlock.Number(err)) {
+		if a.pooled = true; a.b.pool == nil {
+			return nil, errInTransaction(err)
+		}
+		return a.b.overPool(ctx, query)
+	}
+	return res, a.b.explain(err)
+}
+
+// changed is exec for what must have changed a row.
+func (a *attempt) changed(ctx context.Context, query string) (bool, error) {
+	res, err := a.exec(ctx, query)
+	if err != nil {
+		return false, err
+	}
+	n, err := res.RowsAffected()
+	return n > 0, err
+}
+
+// judge goes on from what a look has found. It reports whether to look again
+// right away.
+func (a *attempt) judge(ctx context.Context, r *row, pause time.Duration) (more bool, err error) {
+	ours := r.bell.Valid && r.bell.Int64 == a.self(r)
+	if !a.pooled && r.kind != a.srv.kind {
+		return true, a.moved(ctx, r)
+	}
+	if a.killed != nil && r.session != a.killed.session {
+		a.killed = nil // and gone
+	}
+	live := r.there && r.used.Valid && r.used.Int64 == r.session && !(a.rung && r.session == a.id)
+	switch {
+	case ours && !a.rung, live && r.session == a.id:
+		return false, sqllock.ErrHeld
+	case !r.there && a.rung:
+		return true, a.claim(ctx)
+	case !r.there:
+		return a.wait(ctx, a.bell, forever)
+	case r.acquired == 0 && r.left > 0:
+		a.pause = min(max(2*pause, minPause), maxPause)
+		return false, nil // without the doorbell, as step leaves it
+	case live && r.left > 0:
+		return a.wait(ctx, r.doorbell(), r.left)
+	case live && r.created > r.started:
+		return a.takeOver(ctx, r)
+	case a.rung:
+		return true, a.replace(ctx, r)
+	}
+	return a.wait(ctx, a.bell, forever)
+}
+
+// forever is no limit to a wait but those of the slice and of ctx.
+const forever = time.Hour
+
+// moved goes on with a session of another kind than the one that was expected;
+// the guard in the statement has kept the try from doing anything.
+func (a *attempt) moved(ctx context.Context, r *row) error {
+	if srv, ok := a.b.admitted.Get(r.kind); ok {
+		a.srv = srv
+	} else if err := a.admit(ctx); err != nil {
+		return err
+	}
+	if err := a.prepare(ctx); err != nil {
+		return err
+	}
+	return a.try(ctx)
+}
+
+// wait waits on a doorbell for a slice, no longer than limit, where the request
+// allows it. If it gets ours, it claims; another one only tells that its holder
+// has gone.
+func (a *attempt) wait(ctx context.Context, bell string, limit time.Duration) (more bool, err error) {
+	if a.rung {
+		a.rung = false
+		if err := userlock.LetGo(ctx, a.s, a.bell, nil); err != nil {
+			return false, err
+		}
+	}
+	if !a.req.Wait {
+		if a.killed == nil {
+			return false, nil
+		}
+		limit = min(limit, time.Until(a.giveUp))
+	}
+	if limit <= 0 || userlock.Ended(ctx) {
+		return false, nil
+	}
+	w := userlock.Waiter{Session: a.id, Version: a.srv.version, Control: a.b.pool}
+	verdict, err := w.Wait(ctx, a.s, bell, w.Slice(ctx, limit))
+	if err != nil || verdict != userlock.Granted {
+		return false, err
+	}
+	if bell != a.bell {
+		a.pause = minPause
+		return false, userlock.LetGo(ctx, a.s, bell, nil)
+	}
+	a.rung = true
+	return true, a.claim(ctx)
+}
+
+// replace removes an obsolete row and makes ours; the doorbell is ours.
+func (a *attempt) replace(ctx context.Context, r *row) error {
+	removed, err := a.changed(ctx, a.srv.queries.remove(r))
+	if err != nil || !removed {
+		return err // somebody else was faster, or the name has another spelling
+	}
+	a.floor = max(a.floor, r.token)
+	if err := a.claim(ctx); err != nil || !a.granted {
+		return err
+	}
+	a.req.Observe(sqllock.Event{Kind: sqllock.TakenOver, Holder: r.holder()})
+	return nil
+}
+
+// takeOver condemns a row whose time is over, kills its session, and waits on its
+// doorbell.
+func (a *attempt) takeOver(ctx context.Context, r *row) (more bool, err error) {
+	before := r.acquired
+	mark := condemned(a.id)
+	if before != mark {
+		marked, err := a.changed(ctx, a.srv.queries.mark(r, mark))
+		if err != nil || !marked {
+			return true, err
+		}
+		r.acquired = mark
+	}
+	_, err = userlock.Exec(ctx, a.s, kill(r))
+	switch userlock.Number(err) {
+	case 0:
+		if err != nil {
+			return false, err
+		}
+		if a.killed == nil {
+			a.giveUp = time.Now().Add(killTime)
+			a.req.Observe(sqllock.Event{Kind: sqllock.Killed, Holder: r.holder()})
+		}
+		a.killed, a.floor = r, max(a.floor, r.token)
+		return a.wait(ctx, r.doorbell(), forever)
+	case userlock.UnknownThread: // it has gone by itself
+		return true, nil
+	}
+	_, undone := a.changed(ctx, a.srv.queries.mark(r, before))
+	return false, errors.Join(errKill(r.session, err), undone)
+}
+
+// condemned is the mark of a session in lock_acquired: true for PHP, and neither
+// 0 nor 1.
+func condemned(session int64) int64 { return 2 + session%125 }
+
+// look asks for the row, the doorbell and the clock.
+func (a *attempt) look(ctx context.Context) (*row, error) {
+	if !a.pooled {
+		return look(ctx, a.s, a.b, a.srv, a.req.Key)
+	}
+	var r *row
+	err := a.b.withPool(ctx, func(s *session.Session) (err error) {
+		r, err = look(ctx, s, a.b, a.srv, a.req.Key)
+		return err
+	})
+	return r, err
+}
+
+func look(ctx context.Context, s *session.Session, b *Backend, srv *server, key string) (*row, error) {
+	var name, process, kind sql.NullString
+	var session, created, ttl, acquired, token, left, started, own sql.NullInt64
+	r := &row{}
+	err := userlock.Ask(ctx, s, srv.queries.look(key), &name, &session, &created, &ttl, &acquired, &token, &process,
+		&r.used, &r.bell, &left, &started, &own, &kind)
+	if err != nil {
+		return nil, b.explain(err)
+	}
+	r.there, r.name, r.process, r.kind = name.Valid, unhex(name.String), process.String, kind.String
+	r.session, r.created, r.ttl, r.acquired, r.token = session.Int64, created.Int64, ttl.Int64, acquired.Int64, token.Int64
+	r.left, r.started, r.own = length(left.Int64, time.Microsecond), started.Int64, own.Int64
+	return r, nil
+}
+
+// Release frees g in one round trip. See the package's documentation for what it
+// does inside a transaction.
+func (b *Backend) Release(ctx context.Context, conn *sql.Conn, g sqllock.Grant) error {
+	err := session.Use(conn, func(s *session.Session) error {
+		if err := s.Alive(ctx); err != nil {
+			return fmt.Errorf("%w: %w: %w", sqllock.ErrLost, sqllock.ErrSessionGone, err)
+		}
+		return b.release(ctx, s, g)
+	})
+	if err != nil && !errors.Is(err, sqllock.ErrLost) && userlock.NotSent(err) {
+		return fmt.Errorf("%w: %w", sqllock.ErrLost, err)
+	}
+	return err
+}
+
+func (b *Backend) release(ctx context.Context, s *session.Session, g sqllock.Grant) error {
+	srv, err := serverOf(g)
+	if err != nil {
+		return err
+	}
+	if srv.transactional {
+		inside, _, err := inside(ctx, s, srv)
+		if err != nil {
+			return err
+		}
+		if inside {
+			return b.releaseApart(ctx, s, srv, g)
+		}
+	}
+	res, err := userlock.Exec(ctx, s, srv.queries.release(g))
+	if errors.Is(err, sqllock.ErrSessionGone) {
+		return err
+	}
+	if err != nil {
+		return b.releaseApart(ctx, s, srv, g)
+	}
+	if n, err := res.RowsAffected(); err != nil || n > 0 {
+		return err
+	}
+	return lost("its row is gone, or has been taken over")
+}
+
+// releaseApart frees a lock whose row can't be removed on its session. A row
+// that stays is obsolete as soon as the doorbell is free. Only before its time is
+// over is it certain that nobody is about to kill the session for it.
+func (b *Backend) releaseApart(ctx context.Context, s *session.Session, srv *server, g sqllock.Grant) error {
+	if time.Until(g.Until) <= 0 {
+		return lost("its TTL is over, and its row could not be removed")
+	}
+	if b.pool != nil {
+		// Where that fails, the row stays.
+		_, _ = b.overPool(ctx, srv.queries.drop(g))
+	}
+	var freed sql.NullInt64
+	if err := userlock.Ask(ctx, s, userlock.Release(text(g.Key)), &freed); err != nil {
+		return err
+	}
+	if freed.Int64 != userlock.Granted {
+		return lost("the session did not hold it any more")
+	}
+	return nil
+}
+
+// serverOf returns what is known of the server and the table of g.
+func serverOf(g sqllock.Grant) (*server, error) {
+	if srv, ok := g.State.(*server); ok {
+		return srv, nil
+	}
+	return nil, errors.New("the grant is not one of this backend")
+}
+
+// lost is the end of a lock whose session may hold the doorbell, and may be
+// about to be killed for it: nobody is to use it any more.
+func lost(why string) error {
+	return fmt.Errorf("%w: %s; %w", sqllock.ErrLost, why, sqllock.ErrSessionGone)
+}
+
+// Check asks whether g is held, and its time not over, in one round trip.
+func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant) error {
+	_, err := b.TimeLeft(ctx, q, g)
+	return err
+}
+
+// TimeLeft asks the server how long it is until another one may take g. Rows of an
+// InnoDB table are read over the pool if there is one: in a transaction the
+// session may see them as they were.
+func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
+	srv, err := serverOf(g)
+	if err != nil {
+		return 0, err
+	}
+	pooled := srv.transactional && b.pool != nil
+	if pooled {
+		q = b.pool
+	}
+	var micros sql.NullInt64
+	err = userlock.AskOver(ctx, q, srv.queries.left(g), &micros)
+	left := length(micros.Int64, time.Microsecond)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, lost("its row is gone, or has been taken over")
+	case errors.Is(err, sqllock.ErrSessionGone) && !pooled:
+		return 0, fmt.Errorf("%w: %w", sqllock.ErrLost, err)
+	case err != nil:
+		return 0, b.explain(err)
+	case left <= 0:
+		return 0, lost("its TTL is over")
+	}
+	return left, nil
+}
+
+// Extend has g end ttl from now, rounded up to whole seconds. It runs over the
+// pool, if there is one, so the session of g may be busy or in a transaction.
+func (b *Backend) Extend(ctx context.Context, conn *sql.Conn, g sqllock.Grant, ttl time.Duration) (until time.Time, err error) {
+	srv, err := serverOf(g)
+	if err != nil {
+		return time.Time{}, err
+	}
+	s := seconds(ttl)
+	query := srv.queries.extend(g, s)
+	start := time.Now()
+	var res result
+	if b.pool != nil {
+		res, err = b.overPool(ctx, query)
+	} else {
+		err = session.Use(conn, func(s *session.Session) (err error) {
+			res, err = b.extend(ctx, s, srv, query)
+			return err
+		})
+		if errors.Is(err, sqllock.ErrSessionGone) {
+			err = fmt.Errorf("%w: %w", sqllock.ErrLost, err)
+		}
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	found, err := res.LastInsertId()
+	if err == nil && found == 0 {
+		err = lost("its TTL is over, or it has been taken over")
+	}
+	return start.Add(length(s, time.Second)), err
+}
+
+func (b *Backend) extend(ctx context.Context, s *session.Session, srv *server, query string) (result, error) {
+	if srv.transactional {
+		inside, _, err := inside(ctx, s, srv)
+		if err != nil {
+			return nil, err
+		}
+		if inside {
+			return nil, errInTransaction(errors.New("the table is of an engine with transactions"))
+		}
+	}
+	res, err := userlock.Exec(ctx, s, query)
+	if inTransaction(userlock.Number(err)) {
+		return nil, errInTransaction(err)
+	}
+	return res, b.explain(err)
+}
+
+// length is n units, or the longest duration there is.
+func length(n int64, unit time.Duration) time.Duration {
+	return time.Duration(min(n, int64(math.MaxInt64/unit))) * unit
+}
+
+// seconds rounds up.
+func seconds(d time.Duration) int64 { return int64((d-1)/time.Second) + 1 }

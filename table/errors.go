@@ -1,0 +1,75 @@
+package table
+
+import (
+	"fmt"
+
+	"github.com/sqllock/go-sqllock/internal/userlock"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+const (
+	duplicate = 1062 // ER_DUP_ENTRY
+	deadlock  = 1213 // ER_LOCK_DEADLOCK
+)
+
+// inTransaction reports whether a server refuses a statement because of the
+// transaction, or the LOCK TABLES, of its session. It has not run then.
+func inTransaction(number uint16) bool {
+	switch number {
+	case 1785, // ER_GTID_UNSAFE_NON_TRANSACTIONAL_TABLE: MyISAM after InnoDB
+		1792,       // ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
+		1099, 1100: // ER_TABLE_NOT_LOCKED_FOR_WRITE, ER_TABLE_NOT_LOCKED
+		return true
+	}
+	return false
+}
+
+func errInTransaction(cause error) error {
+	return fmt.Errorf("%w: acquire and extend outside of it, or give the backend a pool (table.WithPool): %w",
+		sqllock.ErrInTransaction, cause)
+}
+
+// damaged reports whether err is about a table that REPAIR TABLE may mend. The
+// small numbers are those of the storage engine, which MariaDB hands on.
+func damaged(err error) bool {
+	switch userlock.Number(err) {
+	case 126, 127, 134, 141, 144, 145,
+		1034, // ER_NOT_KEYFILE
+		1035, // ER_OLD_KEYFILE
+		1194, // ER_CRASHED_ON_USAGE
+		1195: // ER_CRASHED_ON_REPAIR
+		return true
+	}
+	return false
+}
+
+func errKill(session int64, err error) error {
+	if userlock.Number(err) == 1095 { // ER_KILL_DENIED_ERROR
+		return fmt.Errorf("%w: the holder's time is over, and this user may not KILL its session %d, which is another user's; "+
+			"use one database user for all, or GRANT CONNECTION_ADMIN (on MariaDB CONNECTION ADMIN): %w",
+			sqllock.ErrPermission, session, err)
+	}
+	return fmt.Errorf("the holder's time is over, and KILL of its session %d failed: %w", session, err)
+}
+
+func (b *Backend) errNoTable(what string) error {
+	return fmt.Errorf("%w: %s: run migrations.Up(ctx, db), which creates it, and keeps what is there", sqllock.ErrNoTable, what)
+}
+
+// explain adds to the server's errors about the table what to do.
+func (b *Backend) explain(err error) error {
+	switch userlock.Number(err) {
+	case 1146, 1051, 1049: // ER_NO_SUCH_TABLE, ER_BAD_TABLE_ERROR, ER_BAD_DB_ERROR
+		return fmt.Errorf("%w: %w", b.errNoTable("there is no table "+b.name), err)
+	case 1054: // ER_BAD_FIELD_ERROR
+		return fmt.Errorf("%w: %w", b.errNoTable("table "+b.name+" has not the columns it needs"), err)
+	case 1046: // ER_NO_DB_ERROR
+		return fmt.Errorf("%w: no database is selected: name one in the DSN, or in table.WithTable(\"schema.shared_locks\"): %w",
+			sqllock.ErrNoTable, err)
+	case 1142, 1143, 1044, 1227: // ER_TABLEACCESS_DENIED_ERROR and the like
+		return fmt.Errorf("%w: it needs SELECT, INSERT, UPDATE and DELETE on table %s: %w", sqllock.ErrPermission, b.name, err)
+	case 1205: // ER_LOCK_WAIT_TIMEOUT
+		return fmt.Errorf("another session has locked table %s, or the row, for seconds (LOCK TABLES, a backup, an open transaction): %w", b.name, err)
+	}
+	return err
+}

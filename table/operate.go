@@ -1,0 +1,231 @@
+package table
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sqllock/go-sqllock/internal/session"
+	"github.com/sqllock/go-sqllock/internal/userlock"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// Holder tells who holds key: the row with its session, alive or not, or, where
+// there is no row, who holds the doorbell. A user without the PROCESS privilege
+// sees of other users' sessions what the row says.
+func (b *Backend) Holder(ctx context.Context, q sqllock.Querier, key string) (sqllock.Holder, error) {
+	srv, err := b.shapeOver(ctx, q)
+	if err != nil {
+		return sqllock.Holder{}, err
+	}
+	var h holding
+	if err := userlock.AskOver(ctx, q, srv.queries.holders(key), h.dest()...); err != nil {
+		return sqllock.Holder{}, b.explain(err)
+	}
+	if !h.name.Valid && !h.bell.Valid {
+		return sqllock.Holder{}, fmt.Errorf("%w: it is free", sqllock.ErrNotHeld)
+	}
+	return h.holder(key), nil
+}
+
+// List tells of all rows of the table, of live and of dead holders, ordered by
+// name. It asks over one connection of db, and is not cut short by what it finds.
+func (b *Backend) List(ctx context.Context, db *sql.DB) ([]sqllock.Holder, error) {
+	srv, err := b.shapeOver(ctx, db)
+	if err != nil {
+		return nil, fmt.Errorf("table: list: %w", err)
+	}
+	rows, err := db.QueryContext(ctx, srv.queries.holders(""))
+	if err != nil {
+		return nil, fmt.Errorf("table: list: %w", b.explain(err))
+	}
+	defer rows.Close()
+	var all []sqllock.Holder
+	for rows.Next() {
+		var h holding
+		if err := rows.Scan(pointers(h.dest())...); err != nil {
+			return nil, fmt.Errorf("table: list: %w", err)
+		}
+		all = append(all, h.holder(""))
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("table: list: %w", b.explain(err))
+	}
+	return all, nil
+}
+
+// Sweep removes the rows that nobody holds: of sessions that have ended or let go,
+// and of PHP processes that died before they had the lock, once their TTL is over.
+// It returns how many. It kills nobody, so the row of a holder that hangs stays.
+// Locks work without it; it is for names that nobody asks for any more.
+func (b *Backend) Sweep(ctx context.Context, db *sql.DB) (removed int64, err error) {
+	srv, err := b.shapeOver(ctx, db)
+	if err != nil {
+		return 0, fmt.Errorf("table: sweep: %w", err)
+	}
+	res, err := db.ExecContext(ctx, srv.queries.sweep())
+	if err != nil {
+		return 0, fmt.Errorf("table: sweep: %w", b.explain(err))
+	}
+	return res.RowsAffected()
+}
+
+// breakPause is between two looks at a session that is to end, and handOver how
+// long a session may hold the doorbell without a row on its way to the lock.
+const (
+	breakPause = 10 * time.Millisecond
+	handOver   = time.Second
+)
+
+// Break ends the session that holds key, and removes its row. A lock without a row,
+// whose doorbell one session holds for longer than it takes to make a row, is
+// taken from that session.
+func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Holder, error) {
+	srv, err := b.shapeOver(ctx, db)
+	if err != nil {
+		return sqllock.Holder{}, err
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return sqllock.Holder{}, err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is left on it
+	whom, err := b.Holder(ctx, conn, key)
+	if err != nil {
+		return sqllock.Holder{}, err
+	}
+	br := breaking{b: b, srv: srv, key: key, conn: conn}
+	for {
+		done, err := br.step(ctx)
+		switch {
+		case done:
+			return whom, nil
+		case err != nil:
+			return sqllock.Holder{}, err
+		}
+		select {
+		case <-time.After(breakPause):
+		case <-ctx.Done():
+			return sqllock.Holder{}, fmt.Errorf("%w: %w: session %d", context.Cause(ctx), sqllock.ErrHolderAlive, whom.Session)
+		}
+	}
+}
+
+// breaking is a Break under way.
+type breaking struct {
+	b     *Backend
+	srv   *server
+	key   string
+	conn  *sql.Conn
+	whom  *row      // what is to go, once it is known
+	since time.Time // when a doorbell without a row was first seen
+}
+
+// step condemns and kills, or removes what is left. done means that the lock is
+// free of whom it was taken from.
+func (br *breaking) step(ctx context.Context) (done bool, err error) {
+	err = userlock.Use(br.conn, func(s *session.Session) error {
+		r, err := look(ctx, s, br.b, br.srv, br.key)
+		if err != nil {
+			return err
+		}
+		if done = br.gone(r); done {
+			return nil
+		}
+		if !r.there {
+			return br.bare(ctx, s, r)
+		}
+		return br.end(ctx, s, r)
+	})
+	return done, err
+}
+
+// gone reports whether r shows nothing of whom the lock is to be taken from.
+func (br *breaking) gone(r *row) bool {
+	if !r.there {
+		return !r.bell.Valid || br.whom != nil && r.bell.Int64 != br.whom.session
+	}
+	return br.whom != nil && (r.session != br.whom.session || r.token != br.whom.token)
+}
+
+func (br *breaking) end(ctx context.Context, s *session.Session, r *row) error {
+	br.whom = r
+	if r.used.Int64 != r.session || r.created <= r.started {
+		_, err := userlock.Exec(ctx, s, br.srv.queries.remove(r))
+		return br.b.explain(err)
+	}
+	before, mark := r.acquired, condemned(r.own)
+	if before != mark {
+		if _, err := userlock.Exec(ctx, s, br.srv.queries.mark(r, mark)); err != nil {
+			return br.b.explain(err)
+		}
+		return nil // the next look tells whether it was so
+	}
+	_, err := userlock.Exec(ctx, s, kill(r))
+	if err == nil || userlock.Number(err) == userlock.UnknownThread {
+		return nil
+	}
+	_, undone := userlock.Exec(ctx, s, br.srv.queries.mark(r, 1))
+	return errors.Join(errKill(r.session, err), undone)
+}
+
+// bare ends a session that holds the doorbell and makes no row.
+func (br *breaking) bare(ctx context.Context, s *session.Session, r *row) error {
+	if br.whom == nil || br.whom.session != r.bell.Int64 {
+		br.whom, br.since = &row{name: br.key, session: r.bell.Int64, created: r.started + 1}, time.Now()
+		return nil
+	}
+	if br.since.IsZero() || time.Since(br.since) < handOver {
+		return nil
+	}
+	_, err := userlock.Exec(ctx, s, kill(br.whom))
+	if err == nil || userlock.Number(err) == userlock.UnknownThread {
+		return nil
+	}
+	return errKill(r.bell.Int64, err)
+}
+
+// holding is a row of queries.holders.
+type holding struct {
+	name, process, user, host, database, state sql.NullString
+	session, created, expires, token, bell     sql.NullInt64
+	alive                                      sql.NullBool
+}
+
+func (h *holding) dest() []sql.Scanner {
+	return []sql.Scanner{
+		&h.name, &h.session, &h.created, &h.expires, &h.token, &h.process, &h.alive, &h.bell,
+		&h.user, &h.host, &h.database, &h.state,
+	}
+}
+
+func pointers(dest []sql.Scanner) []any {
+	p := make([]any, len(dest))
+	for i, d := range dest {
+		p[i] = d
+	}
+	return p
+}
+
+func (h *holding) holder(key string) sqllock.Holder {
+	out := sqllock.Holder{
+		Key: key, Session: h.bell.Int64, Alive: true,
+		User: h.user.String, Host: h.host.String, Database: h.database.String, State: h.state.String,
+	}
+	if h.name.Valid {
+		out.Key, out.Session, out.Alive = unhex(h.name.String), h.session.Int64, h.alive.Bool
+		out.Process, out.Token = h.process.String, h.token.Int64
+		out.Since, out.Expires = time.Unix(h.created.Int64, 0), time.Unix(h.expires.Int64, 0)
+	}
+	if !out.Alive {
+		// The session of that id, if there is one, is somebody else's.
+		out.User, out.Host, out.Database, out.State = "", "", "", ""
+	}
+	return out
+}
+
+func (b *Backend) shapeOver(ctx context.Context, q sqllock.Querier) (*server, error) {
+	return b.shape(func(query string, dest ...sql.Scanner) error { return userlock.AskOver(ctx, q, query, dest...) })
+}

@@ -1,0 +1,193 @@
+package table
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/sqllock/go-sqllock/internal/userlock"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// text returns ASCII text as a literal that means the same under every sql_mode,
+// and is compared as the column it is compared with.
+func text(s string) string { return "_latin1 " + userlock.Literal(s) }
+
+func num(n int64) string { return strconv.FormatInt(n, 10) }
+
+const (
+	// kindExpr tells sessions apart for which one look at server and table does
+	// not serve; its hex digits travel, so that no character set can change it.
+	kindExpr = "CONCAT_WS('/',@@hostname,@@port,@@read_only,DATABASE())"
+
+	// micros is the server's clock when the statement began. UNIX_TIMESTAMP has
+	// no ambiguous hour in autumn, as local times have.
+	micros = "(UNIX_TIMESTAMP()*1000000+MICROSECOND(NOW(6)))"
+
+	// ownMicros is the clock when it is evaluated, which is after the doorbell
+	// has been taken in the same statement: a statement that began earlier may
+	// take it later. What passed since the beginning is taken modulo half an
+	// hour, which the switch of a time zone is a multiple of.
+	ownMicros = "(" + micros + "+MOD(TIMESTAMPDIFF(MICROSECOND,NOW(6),SYSDATE(6))+86400000000,1800000000))"
+
+	// started is the second in which the server started, as UUID_SHORT has it.
+	started = "((UUID_SHORT()>>24)&0xFFFFFFFF)"
+)
+
+// until is the first second in which a row is obsolete: the PHP package compares
+// created+ttl < now. Its TTLs may be anything; no sum may overflow.
+const until = "(created+LEAST(ttl,99999999999)+1)"
+
+// usedBy is the session that holds the doorbell of a name that is stored in a
+// row. MariaDB compares the bytes of names as clients send them, so a name that
+// is not ASCII is looked for in both encodings it may have.
+func usedBy(name string) string {
+	return "COALESCE(IS_USED_LOCK(CONVERT(" + name + " USING utf8mb4)),IS_USED_LOCK(" + name + "))"
+}
+
+// queries makes the statements on one table. migrated tells whether it has the
+// columns token and holder.
+type queries struct {
+	table    string // quoted
+	migrated bool
+	mariadb  bool
+}
+
+// insert is the body of both ways to make a row. The token goes to the client as
+// the insert id.
+func (q queries) insert(key, session string, ttl, floor int64, process, condition string) string {
+	columns, values := "", ""
+	if q.migrated {
+		columns = ",token,holder"
+		values = ",LAST_INSERT_ID(GREATEST(" + ownMicros + "," + num(floor) + "))," + text(process)
+	}
+	// A table that somebody has locked is not waited for until the session has
+	// to be given up.
+	bounded := "INSERT /*+ SET_VAR(lock_wait_timeout=4) */"
+	if q.mariadb {
+		bounded = "SET STATEMENT lock_wait_timeout=4,innodb_lock_wait_timeout=4 FOR INSERT"
+	}
+	return bounded + " INTO " + q.table + " (name,connection_id,created,ttl,lock_acquired" + columns + ") SELECT " +
+		text(key) + "," + session + ",UNIX_TIMESTAMP()," + num(ttl) + ",1" + values + " FROM DUAL WHERE " + condition
+}
+
+// try takes the doorbell and makes the row in one statement. The server locks a
+// MyISAM table before it evaluates GET_LOCK, so the timeout has to be 0.
+func (q queries) try(key, kind string, ttl, floor int64, process string) string {
+	return q.insert(key, "CONNECTION_ID()", ttl, floor, process,
+		"IF("+kindExpr+"=X'"+kind+"',"+userlock.GetLock(text(key), "0")+",-2)=1")
+}
+
+// claim makes the row for a session that holds the doorbell; any session can.
+func (q queries) claim(key string, session, ttl, floor int64, process string) string {
+	return q.insert(key, num(session), ttl, floor, process, "IS_USED_LOCK("+text(key)+")="+num(session))
+}
+
+// look asks for everything about key at once.
+func (q queries) look(key string) string {
+	token, holder := "0", "''"
+	if q.migrated {
+		token, holder = "COALESCE(r.token,0)", "COALESCE(r.holder,'')"
+	}
+	return "SELECT HEX(CONVERT(r.name USING utf8mb4)) n,r.connection_id,r.created,r.ttl,r.lock_acquired," + token + " t," + holder + " h," +
+		"IF(r.name IS NULL,NULL," + usedBy("r.name") + ") u,IS_USED_LOCK(" + text(key) + ") b," +
+		until + "*1000000-" + micros + " l," + started + " s,CONNECTION_ID() c,HEX(" + kindExpr + ") k" +
+		" FROM (SELECT 1 AS x) o LEFT JOIN " + q.table + " r ON r.name=" + text(key)
+}
+
+// as is the condition that a row is as it was read.
+func (q queries) as(r *row) string {
+	where := " WHERE name=" + r.literal() + " AND connection_id=" + num(r.session) + " AND created=" + num(r.created) +
+		" AND ttl=" + num(r.ttl) + " AND lock_acquired=" + num(r.acquired)
+	if q.migrated {
+		where += " AND token=" + num(r.token)
+	}
+	return where
+}
+
+func (q queries) remove(r *row) string { return "DELETE FROM " + q.table + q.as(r) }
+
+func (q queries) mark(r *row, mark int64) string {
+	return "UPDATE " + q.table + " SET lock_acquired=" + num(mark) + q.as(r)
+}
+
+// kill ends the session of r, if it still holds the doorbell, and if no session
+// before a restart of the server is meant. KILL takes no placeholder (6413).
+func kill(r *row) string {
+	return "KILL CONNECTION IF(" + usedBy(r.literal()) + "=" + num(r.session) + " AND " + num(r.created) + ">" + started + "," +
+		num(r.session) + ",0)"
+}
+
+// mine is the condition that a row is of grant g, and not condemned.
+func (q queries) mine(g sqllock.Grant) string {
+	if q.migrated {
+		return "token=" + num(g.Token) + " AND lock_acquired=1"
+	}
+	return "connection_id=" + num(g.Session) + " AND lock_acquired=1"
+}
+
+// release removes the row and frees the doorbell in one statement. The IF
+// depends on the row, so that RELEASE_LOCK is not evaluated without it.
+func (q queries) release(g sqllock.Grant) string {
+	return "DELETE FROM " + q.table + " WHERE name=" + text(g.Key) +
+		" AND IF(" + q.mine(g) + " AND connection_id=CONNECTION_ID(),RELEASE_LOCK(" + text(g.Key) + "),0)=1"
+}
+
+// drop removes the row of a grant over another session.
+func (q queries) drop(g sqllock.Grant) string {
+	return "DELETE FROM " + q.table + " WHERE name=" + text(g.Key) + " AND " + q.mine(g)
+}
+
+// left asks how many microseconds are left of g; there is no row if it is lost.
+func (q queries) left(g sqllock.Grant) string {
+	return "SELECT " + until + "*1000000-" + micros + " l FROM " + q.table + " WHERE name=" + text(g.Key) +
+		" AND " + q.mine(g) + " AND connection_id=IS_USED_LOCK(" + text(g.Key) + ")"
+}
+
+// extend tells by its insert id whether it has found the row, since the number
+// of rows depends on clientFoundRows where nothing changes.
+func (q queries) extend(g sqllock.Grant, ttl int64) string {
+	return "UPDATE " + q.table + " SET created=UNIX_TIMESTAMP()+0*LAST_INSERT_ID(1),ttl=" + num(ttl) + " WHERE name=" + text(g.Key) +
+		" AND " + q.mine(g) + " AND connection_id=IS_USED_LOCK(" + text(g.Key) + ") AND " + until + ">UNIX_TIMESTAMP()"
+}
+
+// holders asks for whom there is to see: of one key, or of all rows.
+func (q queries) holders(key string) string {
+	token, holder := "0", "''"
+	if q.migrated {
+		token, holder = "COALESCE(r.token,0)", "COALESCE(r.holder,'')"
+	}
+	columns := "SELECT HEX(CONVERT(r.name USING utf8mb4)) n,r.connection_id,r.created," + until + " e," + token + " t," + holder + " h," +
+		"COALESCE(IF(r.name IS NULL,NULL," + usedBy("r.name") + ")=r.connection_id AND r.created>" + started + ",0) a"
+	process := ",COALESCE(p.user,''),COALESCE(p.host,''),COALESCE(p.db,''),COALESCE(p.command,'')"
+	if key == "" {
+		return columns + ",0 b" + process + " FROM " + q.table + " r LEFT JOIN information_schema.processlist p ON p.id=r.connection_id" +
+			" ORDER BY r.name"
+	}
+	return columns + ",o.b b" + process + " FROM (SELECT IS_USED_LOCK(" + text(key) + ") AS b) o LEFT JOIN " + q.table + " r ON r.name=" + text(key) +
+		" LEFT JOIN information_schema.processlist p ON p.id=COALESCE(r.connection_id,o.b)"
+}
+
+// sweep removes what nobody holds.
+func (q queries) sweep() string {
+	return "DELETE FROM " + q.table + " WHERE (lock_acquired<>0 OR " + until + "<=UNIX_TIMESTAMP())" +
+		" AND COALESCE(" + usedBy("name") + ",0)<>connection_id"
+}
+
+// shape asks for the engine of the table and which columns it has.
+func shape(schema, name string) string {
+	where := " WHERE table_schema=" + schema + " AND table_name=" + text(name)
+	return "SELECT COALESCE(MAX(engine),''),(SELECT COUNT(*) FROM information_schema.columns" + where +
+		" AND column_name IN ('name','connection_id','created','ttl','lock_acquired'))," +
+		"(SELECT COUNT(*) FROM information_schema.columns" + where + " AND column_name IN ('token','holder'))," +
+		"COALESCE(MAX(table_schema),''),VERSION(),HEX(" + kindExpr + ") FROM information_schema.tables" + where
+}
+
+// quote returns name, which may have a schema in front, as identifiers, and what
+// shape takes.
+func quote(name string) (quoted, schema, table string) {
+	schema, table, qualified := strings.Cut(name, ".")
+	if !qualified {
+		return "`" + name + "`", "DATABASE()", name
+	}
+	return "`" + schema + "`.`" + table + "`", text(schema), table
+}
