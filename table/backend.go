@@ -318,7 +318,14 @@ func (a *attempt) afterTry(ctx context.Context, err error) error {
 	}
 	if failed == nil {
 		var r *row
-		if r, failed = a.look(ctx); failed == nil {
+		if r, failed = a.look(ctx); damaged(failed) && a.repairs == 0 {
+			a.repairs++
+			if failed = a.b.repair(ctx, a.req, failed); failed == nil {
+				err = nil // go on
+				r, failed = a.look(ctx)
+			}
+		}
+		if failed == nil {
 			a.rung = !r.there || r.session != a.self(r) || r.acquired == 0
 			return err
 		}
@@ -419,7 +426,7 @@ func (a *attempt) judge(ctx context.Context, r *row, pause time.Duration) (more 
 		return false, nil // without the doorbell, as step leaves it
 	case live && r.left > 0:
 		return a.wait(ctx, r.doorbell(), r.left)
-	case live && r.created > r.started:
+	case live && r.created >= r.started:
 		return a.takeOver(ctx, r)
 	case a.rung:
 		return true, a.replace(ctx, r)
@@ -503,19 +510,19 @@ func (a *attempt) takeOver(ctx context.Context, r *row) (more bool, err error) {
 		r.acquired = mark
 	}
 	_, err = userlock.Exec(ctx, a.s, kill(r))
-	switch userlock.Number(err) {
-	case 0:
-		if err != nil {
-			return false, err
-		}
+	// A session that is rolling back may be unknown already (1094).
+	if err == nil || userlock.Number(err) == userlock.UnknownThread {
 		if a.killed == nil {
 			a.giveUp = time.Now().Add(killTime)
+		}
+		if err == nil && a.killed == nil {
 			a.req.Observe(sqllock.Event{Kind: sqllock.Killed, Holder: r.holder()})
 		}
 		a.killed, a.floor = r, max(a.floor, r.token)
 		return a.wait(ctx, r.doorbell(), forever)
-	case userlock.UnknownThread: // it has gone by itself
-		return true, nil
+	}
+	if errors.Is(err, sqllock.ErrSessionGone) {
+		return false, err
 	}
 	_, undone := a.changed(ctx, a.srv.queries.mark(r, before))
 	return false, errors.Join(errKill(r.session, err), undone)

@@ -30,7 +30,7 @@
 //	claim    INSERT … WHERE IS_USED_LOCK(n) = session
 //	remove   DELETE … WHERE every column is as it was read
 //	condemn  UPDATE … SET lock_acquired = 2 to 126 WHERE every column is as it was read
-//	kill     KILL CONNECTION IF(IS_USED_LOCK(n) = id AND created > start of the server, id, 0)
+//	kill     KILL CONNECTION IF(IS_USED_LOCK(n) = id AND created >= start of the server, id, 0)
 //	release  DELETE … WHERE IF(the row is of this grant, RELEASE_LOCK(n), 0) = 1
 //	extend   UPDATE … SET created, ttl WHERE the row is of this grant, alive and in time
 //	check    SELECT what is left WHERE the row is of this grant and alive

@@ -152,7 +152,7 @@ func (br *breaking) gone(r *row) bool {
 
 func (br *breaking) end(ctx context.Context, s *session.Session, r *row) error {
 	br.whom = r
-	if r.used.Int64 != r.session || r.created <= r.started {
+	if r.used.Int64 != r.session || r.created < r.started {
 		_, err := userlock.Exec(ctx, s, br.srv.queries.remove(r))
 		return br.b.explain(err)
 	}
@@ -174,7 +174,7 @@ func (br *breaking) end(ctx context.Context, s *session.Session, r *row) error {
 // bare ends a session that holds the doorbell and makes no row.
 func (br *breaking) bare(ctx context.Context, s *session.Session, r *row) error {
 	if br.whom == nil || br.whom.session != r.bell.Int64 {
-		br.whom, br.since = &row{name: br.key, session: r.bell.Int64, created: r.started + 1}, time.Now()
+		br.whom, br.since = &row{name: br.key, session: r.bell.Int64, created: r.started}, time.Now()
 		return nil
 	}
 	if br.since.IsZero() || time.Since(br.since) < handOver {

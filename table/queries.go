@@ -113,7 +113,7 @@ func (q queries) mark(r *row, mark int64) string {
 // kill ends the session of r, if it still holds the doorbell, and if no session
 // before a restart of the server is meant. KILL takes no placeholder (6413).
 func kill(r *row) string {
-	return "KILL CONNECTION IF(" + usedBy(r.literal()) + "=" + num(r.session) + " AND " + num(r.created) + ">" + started + "," +
+	return "KILL CONNECTION IF(" + usedBy(r.literal()) + "=" + num(r.session) + " AND " + num(r.created) + ">=" + started + "," +
 		num(r.session) + ",0)"
 }
 
@@ -157,7 +157,7 @@ func (q queries) holders(key string) string {
 		token, holder = "COALESCE(r.token,0)", "COALESCE(r.holder,'')"
 	}
 	columns := "SELECT HEX(CONVERT(r.name USING utf8mb4)) n,r.connection_id,r.created," + until + " e," + token + " t," + holder + " h," +
-		"COALESCE(IF(r.name IS NULL,NULL," + usedBy("r.name") + ")=r.connection_id AND r.created>" + started + ",0) a"
+		"COALESCE(IF(r.name IS NULL,NULL," + usedBy("r.name") + ")=r.connection_id AND r.created>=" + started + ",0) a"
 	process := ",COALESCE(p.user,''),COALESCE(p.host,''),COALESCE(p.db,''),COALESCE(p.command,'')"
 	if key == "" {
 		return columns + ",0 b" + process + " FROM " + q.table + " r LEFT JOIN information_schema.processlist p ON p.id=r.connection_id" +
@@ -170,7 +170,7 @@ func (q queries) holders(key string) string {
 // sweep removes what nobody holds.
 func (q queries) sweep() string {
 	return "DELETE FROM " + q.table + " WHERE (lock_acquired<>0 OR " + until + "<=UNIX_TIMESTAMP())" +
-		" AND COALESCE(" + usedBy("name") + ",0)<>connection_id"
+		" AND COALESCE(" + usedBy("name") + "=connection_id,0)=0"
 }
 
 // shape asks for the engine of the table and which columns it has.

@@ -62,6 +62,8 @@ type Server struct {
 
 	owner io.Closer // its end ends the supervisor
 	exit  chan error
+	ended chan struct{} // closed when the server has ended by itself
+	dir   string
 }
 
 // Open returns the server of the environment, or a private instance. An
@@ -118,10 +120,19 @@ func installed(kind Kind) (string, error) {
 }
 
 // supervisor runs a command until its standard input ends, then has it stopped.
-// It says when the command has ended by itself.
+// It says when the command has ended by itself, unless a file asks to start it
+// again.
 const supervisor = `
 dir=$1 stop=$2; shift 2
-{ "$@" </dev/null >"$dir/out" 2>&1 & echo $! >"$dir/server.pid"; wait; echo exit; } &
+{
+	while
+		rm -f "$dir/restart"
+		"$@" </dev/null >>"$dir/out" 2>&1 & echo $! >"$dir/server.pid"
+		wait
+		[ -e "$dir/restart" ]
+	do :; done
+	echo exit
+} &
 until [ -s "$dir/server.pid" ]; do sleep 0.01; done
 cat >/dev/null
 eval "$stop"
@@ -143,7 +154,7 @@ func start(ctx context.Context, kind Kind, home string, args []string) (*Server,
 		_ = os.RemoveAll(dir)
 		return nil, err
 	}
-	s := &Server{Kind: kind, DSN: fmt.Sprintf("root@tcp(127.0.0.1:%d)/", port), exit: make(chan error, 1)}
+	s := &Server{Kind: kind, DSN: fmt.Sprintf("root@tcp(127.0.0.1:%d)/", port), exit: make(chan error, 1), ended: make(chan struct{}), dir: dir}
 	cmd := exec.Command("sh", append([]string{"-c", supervisor, "sh", dir, stop}, append(command, args...)...)...) //nolint:noctx // it ends with the pipe
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}                                                          // out of reach of a signal to the group of the tests
 	out, err := cmd.StdoutPipe()
@@ -157,15 +168,14 @@ func start(ctx context.Context, kind Kind, home string, args []string) (*Server,
 		_ = os.RemoveAll(dir)
 		return nil, err
 	}
-	exited := make(chan struct{})
 	go func() {
 		// The supervisor says when the server has ended; after that it ends itself.
 		_, _ = bufio.NewReader(out).ReadString('\n')
-		close(exited)
+		close(s.ended)
 		_, _ = io.Copy(io.Discard, out)
 		s.exit <- cmd.Wait()
 	}()
-	if err := s.await(ctx, exited); err != nil {
+	if err := s.await(ctx); err != nil {
 		log, _ := os.ReadFile(filepath.Join(dir, "out"))
 		_ = s.Stop()
 		return nil, fmt.Errorf("testdb: %s did not start: %w\n%s", kind, err, log)
@@ -220,7 +230,7 @@ func freePort(ctx context.Context) (int, error) {
 }
 
 // await returns when the server answers.
-func (s *Server) await(ctx context.Context, exited <-chan struct{}) error {
+func (s *Server) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute) // an image may have to be pulled
 	defer cancel()
 	for {
@@ -229,7 +239,7 @@ func (s *Server) await(ctx context.Context, exited <-chan struct{}) error {
 			return nil
 		}
 		select {
-		case <-exited:
+		case <-s.ended:
 			return errors.New("it has ended")
 		case <-ctx.Done():
 			return err
@@ -249,6 +259,43 @@ func (s *Server) ping(ctx context.Context) error {
 
 // Private reports whether the server belongs to this process alone.
 func (s *Server) Private() bool { return s.owner != nil }
+
+// Crash kills the server of a private instance, as kill -9 does, and starts it
+// again on what it has left. It returns when the server answers.
+func (s *Server) Crash(ctx context.Context) error {
+	if err := os.WriteFile(filepath.Join(s.dir, "restart"), nil, 0o600); err != nil {
+		return err
+	}
+	file := filepath.Join(s.dir, "server.pid")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(before)))
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return err
+	}
+	for {
+		now, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if len(now) > 0 && string(now) != string(before) {
+			return s.await(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// Data is the folder of the data of a private instance.
+func (s *Server) Data() string { return filepath.Join(s.dir, "data") }
 
 // Stop ends a private instance at once, and returns when it is gone. It does
 // nothing to the server of the environment.

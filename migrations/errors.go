@@ -1,0 +1,56 @@
+package migrations
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/go-sql-driver/mysql"
+
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+const noSuchTable = 1146 // ER_NO_SUCH_TABLE
+
+// explain says what failed, and what to do about it where that is known.
+func explain(ctx context.Context, op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ended := ctx.Err(); ended != nil && !errors.Is(err, ended) {
+		err = fmt.Errorf("%w: %w", ended, err) // the driver may speak of the connection only
+	}
+	if hint := advice(err); hint != "" {
+		return fmt.Errorf("migrations: %s: %w; %s", op, err, hint)
+	}
+	return fmt.Errorf("migrations: %s: %w", op, err)
+}
+
+func advice(err error) string {
+	switch number(err) {
+	case 1044, // ER_DBACCESS_DENIED_ERROR
+		1142: // ER_TABLEACCESS_DENIED_ERROR
+		return "the user needs GRANT SELECT, INSERT, DELETE, CREATE, ALTER, DROP on the database (DROP is for Down only); " +
+			"or have somebody who may run the statements of migrations.SQL"
+	case 3750, // ER_TABLE_WITHOUT_PK: sql_require_primary_key
+		3161: // ER_DISABLED_STORAGE_ENGINE
+		return `use WithEngine("InnoDB"), which creates the table with a primary key; ` +
+			"a table that is there already needs an ALTER TABLE … ADD PRIMARY KEY (name) first"
+	case 1046: // ER_NO_DB_ERROR
+		return errNoDatabase().Error()
+	}
+	if errors.Is(err, sqllock.ErrUnsupported) {
+		return "where one process migrates at a time, use migrations.FS with goose, or the statements of migrations.SQL"
+	}
+	return ""
+}
+
+func errNoDatabase() error { return errors.New("the DSN has to name the database of the lock table") }
+
+func number(err error) uint16 {
+	var answer *mysql.MySQLError
+	if errors.As(err, &answer) {
+		return answer.Number
+	}
+	return 0
+}

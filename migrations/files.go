@@ -1,0 +1,94 @@
+package migrations
+
+import (
+	"embed"
+	"fmt"
+	"io/fs"
+	"strings"
+	"testing/fstest"
+)
+
+//go:embed mysql/*.sql
+var embedded embed.FS
+
+const (
+	upMark   = "-- +goose Up\n"
+	downMark = "-- +goose Down\n"
+)
+
+// FS returns the migrations with the options applied: a folder of SQL files for
+// goose, its command or its Provider, with dialect "mysql". Use a version table
+// of their own, and keep others from migrating meanwhile: [Up] does both, and
+// also refuses to alter a table that is not a lock table, which the files alone
+// do not. An error is about the options.
+func FS(opts ...Option) (fs.FS, error) {
+	c, err := configure(opts)
+	if err != nil {
+		return nil, fmt.Errorf("migrations: %w", err)
+	}
+	files, err := c.files()
+	if err != nil {
+		return nil, fmt.Errorf("migrations: %w", err)
+	}
+	return files, nil
+}
+
+// SQL returns what [Up] brings about as plain SQL for other tools. It has to run
+// on one session, one statement after the other, and may run again; [Up] may
+// follow, too. An error is about the options.
+func SQL(opts ...Option) (string, error) {
+	files, err := FS(opts...)
+	if err != nil {
+		return "", err
+	}
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil {
+		return "", err
+	}
+	ups := make([]string, len(names))
+	for i, name := range names {
+		text, err := fs.ReadFile(files, name)
+		if err != nil {
+			return "", err
+		}
+		_, up, _ := strings.Cut(string(text), upMark)
+		up, _, _ = strings.Cut(up, downMark)
+		ups[i] = strings.TrimSpace(up) + "\n"
+	}
+	return strings.Join(ups, "\n"), nil
+}
+
+// files returns the embedded files, which are written for the default options,
+// with c applied.
+func (c *config) files() (fs.FS, error) {
+	names, err := fs.Glob(embedded, "mysql/*.sql")
+	if err != nil {
+		return nil, err
+	}
+	files := make(fstest.MapFS)
+	for _, name := range names {
+		text, err := embedded.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		name = strings.TrimPrefix(name, "mysql/")
+		files[name] = &fstest.MapFile{Data: []byte(c.replacer().Replace(string(text))), Mode: 0o444}
+	}
+	return files, nil
+}
+
+func (c *config) replacer() *strings.Replacer {
+	pairs := []string{"`" + defaultTable + "`", "`" + c.table + "`", "'" + defaultTable + "'", "'" + c.table + "'"}
+	if c.engine == "InnoDB" {
+		pairs = append(pairs, "UNIQUE KEY `shared_locks_ix1`", "PRIMARY KEY")
+	}
+	if c.engine != "" {
+		pairs = append(
+			pairs, "ENGINE=MyISAM", "ENGINE="+c.engine,
+			"COMMENT='go-sqllock: locks';\n", "COMMENT='go-sqllock: locks';\n\n"+
+				"-- For a table that was there already.\n"+
+				"ALTER TABLE `"+c.table+"` ENGINE="+c.engine+";\n",
+		)
+	}
+	return strings.NewReplacer(pairs...)
+}
