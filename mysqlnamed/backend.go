@@ -103,7 +103,7 @@ func (a *attempt) try(ctx context.Context, s *session.Session) (err error) {
 // wait waits on the server for one slice. If ctx ends meanwhile, the session is
 // left without the lock, and the verdict is that it is taken.
 func (a *attempt) wait(ctx context.Context, s *session.Session) (err error) {
-	w := userlock.Waiter{Session: a.id, Version: a.version, Control: a.b.control}
+	w := userlock.Waiter{Version: a.version, Control: a.b.control}
 	a.verdict, err = w.Wait(ctx, s, userlock.Literal(a.key), w.Slice(ctx, forever))
 	return err
 }

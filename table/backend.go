@@ -20,6 +20,10 @@ const (
 	// killTime is how long a killed session has to end while a TryLock looks on.
 	killTime = 2 * time.Second
 
+	// blind is how long a waiter rings before it looks: among many for one name a
+	// look before each wait would cost more than the rest.
+	blind = 100 * time.Millisecond
+
 	// The pauses while a PHP process is about to take the doorbell.
 	minPause = 5 * time.Millisecond
 	maxPause = 200 * time.Millisecond
@@ -239,7 +243,16 @@ func (a *attempt) begin(ctx context.Context) error {
 		return err
 	}
 	a.tried = true
-	return a.try(ctx)
+	if err := a.try(ctx); err != nil || a.granted || a.rung || !a.req.Wait {
+		return err
+	}
+	// Some of a short ctx has to be left for a takeover.
+	d := blind
+	if deadline, ok := ctx.Deadline(); ok {
+		d = min(d, time.Until(deadline)/4)
+	}
+	_, err := a.wait(ctx, a.bell, d)
+	return err
 }
 
 // try takes the doorbell and makes the row, if both are free.
@@ -368,7 +381,9 @@ func (a *attempt) tokenFloor() int64 { return max(a.floor, a.b.floor.Load()) + 1
 // claim makes the row; the doorbell is ours. It is not granted if a row is there.
 func (a *attempt) claim(ctx context.Context) error {
 	start := time.Now()
-	res, err := a.exec(ctx, a.srv.queries.claim(a.req.Key, a.id, a.ttl, a.tokenFloor(), a.b.process))
+	res, err := a.exec(ctx, func() string {
+		return a.srv.queries.claim(a.req.Key, a.claimant(), a.ttl, a.tokenFloor(), a.b.process)
+	})
 	if n := userlock.Number(err); n == duplicate || n == deadlock {
 		return nil
 	}
@@ -378,24 +393,38 @@ func (a *attempt) claim(ctx context.Context) error {
 	return a.made(res, start)
 }
 
-// exec changes rows: on the session, or over the pool.
-func (a *attempt) exec(ctx context.Context, query string) (result, error) {
+// claimant is the session as claim takes it.
+func (a *attempt) claimant() int64 {
 	if a.pooled {
-		return a.b.overPool(ctx, query)
+		return a.id
 	}
-	res, err := userlock.Exec(ctx, a.s, query)
-	if inTransaction(userlock.Number(err)) {
-		if a.pooled = true; a.b.pool == nil {
-			return nil, errInTransaction(err)
-		}
-		return a.b.overPool(ctx, query)
+	return 0
+}
+
+// exec changes rows: on the session, or over the pool, where the statement may be
+// another one.
+func (a *attempt) exec(ctx context.Context, query func() string) (result, error) {
+	if a.pooled {
+		return a.b.overPool(ctx, query())
 	}
-	return res, a.b.explain(err)
+	res, err := userlock.Exec(ctx, a.s, query())
+	if !inTransaction(userlock.Number(err)) {
+		return res, a.b.explain(err)
+	}
+	if a.b.pool == nil {
+		return nil, errInTransaction(err)
+	}
+	var id sql.NullInt64
+	if err := userlock.Ask(ctx, a.s, "SELECT CONNECTION_ID() c", &id); err != nil {
+		return nil, err
+	}
+	a.pooled, a.id = true, id.Int64
+	return a.b.overPool(ctx, query())
 }
 
 // changed is exec for what must have changed a row.
 func (a *attempt) changed(ctx context.Context, query string) (bool, error) {
-	res, err := a.exec(ctx, query)
+	res, err := a.exec(ctx, func() string { return query })
 	if err != nil {
 		return false, err
 	}
@@ -425,7 +454,7 @@ func (a *attempt) judge(ctx context.Context, r *row, pause time.Duration) (more 
 		a.pause = min(max(2*pause, minPause), maxPause)
 		return false, nil // without the doorbell, as step leaves it
 	case live && r.left > 0:
-		return a.wait(ctx, r.doorbell(), r.left)
+		return a.wait(ctx, r.doorbell(), max(r.left, time.Millisecond))
 	case live && r.created >= r.started:
 		return a.takeOver(ctx, r)
 	case a.rung:
@@ -467,10 +496,13 @@ func (a *attempt) wait(ctx context.Context, bell string, limit time.Duration) (m
 		}
 		limit = min(limit, time.Until(a.giveUp))
 	}
-	if limit <= 0 || userlock.Ended(ctx) {
+	if limit < time.Millisecond || userlock.Ended(ctx) {
 		return false, nil
 	}
-	w := userlock.Waiter{Session: a.id, Version: a.srv.version, Control: a.b.pool}
+	w := userlock.Waiter{Version: a.srv.version, Control: a.b.pool}
+	if !a.pooled {
+		w.Guard = isKind(a.srv.kind)
+	}
 	verdict, err := w.Wait(ctx, a.s, bell, w.Slice(ctx, limit))
 	if err != nil || verdict != userlock.Granted {
 		return false, err

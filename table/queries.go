@@ -17,7 +17,7 @@ func num(n int64) string { return strconv.FormatInt(n, 10) }
 const (
 	// kindExpr tells sessions apart for which one look at server and table does
 	// not serve; its hex digits travel, so that no character set can change it.
-	kindExpr = "CONCAT_WS('/',@@hostname,@@port,@@read_only,DATABASE())"
+	kindExpr = "CONCAT_WS('/',@@hostname,@@port,DATABASE())"
 
 	// micros is the server's clock when the statement began. UNIX_TIMESTAMP has
 	// no ambiguous hour in autumn, as local times have.
@@ -49,7 +49,6 @@ func usedBy(name string) string {
 type queries struct {
 	table    string // quoted
 	migrated bool
-	mariadb  bool
 }
 
 // insert is the body of both ways to make a row. The token goes to the client as
@@ -60,13 +59,7 @@ func (q queries) insert(key, session string, ttl, floor int64, process, conditio
 		columns = ",token,holder"
 		values = ",LAST_INSERT_ID(GREATEST(" + ownMicros + "," + num(floor) + "))," + text(process)
 	}
-	// A table that somebody has locked is not waited for until the session has
-	// to be given up.
-	bounded := "INSERT /*+ SET_VAR(lock_wait_timeout=4) */"
-	if q.mariadb {
-		bounded = "SET STATEMENT lock_wait_timeout=4,innodb_lock_wait_timeout=4 FOR INSERT"
-	}
-	return bounded + " INTO " + q.table + " (name,connection_id,created,ttl,lock_acquired" + columns + ") SELECT " +
+	return "INSERT INTO " + q.table + " (name,connection_id,created,ttl,lock_acquired" + columns + ") SELECT " +
 		text(key) + "," + session + ",UNIX_TIMESTAMP()," + num(ttl) + ",1" + values + " FROM DUAL WHERE " + condition
 }
 
@@ -74,13 +67,21 @@ func (q queries) insert(key, session string, ttl, floor int64, process, conditio
 // MyISAM table before it evaluates GET_LOCK, so the timeout has to be 0.
 func (q queries) try(key, kind string, ttl, floor int64, process string) string {
 	return q.insert(key, "CONNECTION_ID()", ttl, floor, process,
-		"IF("+kindExpr+"=X'"+kind+"',"+userlock.GetLock(text(key), "0")+",-2)=1")
+		"IF("+isKind(kind)+","+userlock.GetLock(text(key), "0")+",-2)=1")
 }
 
-// claim makes the row for a session that holds the doorbell; any session can.
+// claim makes the row for the session that holds the doorbell: this one, if
+// session is 0.
 func (q queries) claim(key string, session, ttl, floor int64, process string) string {
-	return q.insert(key, num(session), ttl, floor, process, "IS_USED_LOCK("+text(key)+")="+num(session))
+	id := "CONNECTION_ID()"
+	if session != 0 {
+		id = num(session)
+	}
+	return q.insert(key, id, ttl, floor, process, "IS_USED_LOCK("+text(key)+")="+id)
 }
+
+// isKind is the condition that the session is of a kind that has been looked at.
+func isKind(kind string) string { return kindExpr + "=X'" + kind + "'" }
 
 // look asks for everything about key at once.
 func (q queries) look(key string) string {

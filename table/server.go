@@ -52,7 +52,7 @@ func (b *Backend) shape(ask func(query string, dest ...sql.Scanner) error) (*ser
 	}
 	srv := &server{
 		kind: kind.String, version: version.String,
-		queries: queries{table: quoted, migrated: added.Int64 == 2, mariadb: userlock.IsMariaDB(version.String)},
+		queries: queries{table: quoted, migrated: added.Int64 == 2},
 	}
 	switch strings.ToLower(engine.String) {
 	case "myisam", "aria", "memory":
@@ -75,13 +75,14 @@ func (b *Backend) shape(ask func(query string, dest ...sql.Scanner) error) (*ser
 // statement (autocommit is off), and its id.
 func inside(ctx context.Context, s *session.Session, srv *server) (bool, int64, error) {
 	in := "0"
-	if srv.queries.mariadb {
+	mariadb := userlock.IsMariaDB(srv.version)
+	if mariadb {
 		in = "@@in_transaction"
 	}
 	var open sql.NullBool
 	var id sql.NullInt64
 	err := userlock.Ask(ctx, s, "SELECT "+in+"<>0 OR @@autocommit=0 v,CONNECTION_ID() c", &open, &id)
-	if err != nil || open.Bool || srv.queries.mariadb || !srv.transactional {
+	if err != nil || open.Bool || mariadb || !srv.transactional {
 		return open.Bool, id.Int64, err
 	}
 	// MySQL says it only by refusing this. Where it does not, it is about the

@@ -11,6 +11,7 @@ const (
 	Granted       = 1
 	Taken         = 0
 	HeldBySession = -1
+	Refused       = -2 // the condition of Waiter.Guard was not met
 )
 
 // Literal returns a lock name as a hex literal: it means the same under every
@@ -28,32 +29,37 @@ func GetLock(n, timeout string) string {
 // Release is the statement that frees lock.
 func Release(lock string) string { return "SELECT RELEASE_LOCK(" + lock + ") v" }
 
-// waitQuery waits for at most d, which is positive. MySQL knows whole seconds
+// query waits for at most d, which is positive. MySQL knows whole seconds
 // only, so there the hint cuts the statement short. The hint, and SET STATEMENT
 // on MariaDB (which has it since 10.1.2), also keep a limit on execution time
 // that is set for the session from ending the wait early. The mark is for
 // markedQuery.
-func waitQuery(lock string, d time.Duration, version, mark string) string {
+func (w Waiter) query(lock string, d time.Duration, mark string) string {
 	ms := max(d.Milliseconds(), 1)
-	if !IsMariaDB(version) {
+	if !IsMariaDB(w.Version) {
 		hint := "/*+ MAX_EXECUTION_TIME(" + strconv.FormatInt(ms, 10) + ") */"
 		seconds := strconv.FormatInt((ms+999)/1000, 10)
-		return "SELECT " + hint + " /*" + mark + "*/ " + GetLock(lock, seconds)
+		return "SELECT " + hint + " /*" + mark + "*/ " + w.guarded(GetLock(lock, seconds))
 	}
 	unlimited := "SET STATEMENT max_statement_time=0 FOR "
-	if older(version, 10, 1, 2) {
+	if older(w.Version, 10, 1, 2) {
 		unlimited = ""
 	}
 	seconds := strconv.FormatFloat(float64(ms)/1000, 'f', 3, 64)
-	return unlimited + "SELECT /*" + mark + "*/ " + GetLock(lock, seconds)
+	return unlimited + "SELECT /*" + mark + "*/ " + w.guarded(GetLock(lock, seconds))
 }
 
-// markedQuery looks for the statement with the mark on session id. It is not
-// found where it does not run, or where the control pool leads to another
-// server.
-func markedQuery(id int64, mark string) string {
-	return "SELECT COUNT(*) FROM information_schema.processlist WHERE id=" + strconv.FormatInt(id, 10) +
-		" AND info LIKE '%/*" + mark + "*/%'"
+func (w Waiter) guarded(wait string) string {
+	if w.Guard == "" {
+		return wait
+	}
+	return "IF(" + w.Guard + "," + wait + "," + strconv.Itoa(Refused) + ")"
+}
+
+// markedQuery looks for the session whose statement has the mark. It is 0 where
+// that does not run, or where the control pool leads to another server.
+func markedQuery(mark string) string {
+	return "SELECT COALESCE(MAX(id),0) FROM information_schema.processlist WHERE id<>CONNECTION_ID() AND info LIKE '%/*" + mark + "*/%'"
 }
 
 // killQuery has the id in its text because MySQL refuses KILL as a prepared

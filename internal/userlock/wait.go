@@ -27,9 +27,9 @@ const (
 
 // Waiter is a session that may wait in GET_LOCK.
 type Waiter struct {
-	Session int64   // its id on the server
 	Version string  // of the server
 	Control *sql.DB // for ending the wait at once, or nil
+	Guard   string  // a condition for waiting at all, or ""
 }
 
 // Slice is the longest wait in one statement: a second, or four where a
@@ -46,8 +46,8 @@ func (w Waiter) Slice(ctx context.Context, limit time.Duration) time.Duration {
 	return d
 }
 
-// Wait waits on the server for lock, for at most d. If ctx ends meanwhile, the session is
-// left without the lock, and the verdict is that it is taken.
+// Wait waits on the server for lock, for at most d. If ctx ends meanwhile, the
+// session is left without the lock, and the verdict is that it is taken.
 func (w Waiter) Wait(ctx context.Context, s *session.Session, lock string, d time.Duration) (verdict int64, err error) {
 	stmt, giveUp := context.WithTimeout(context.WithoutCancel(ctx), d+AnswerTime)
 	defer giveUp()
@@ -64,7 +64,7 @@ func (w Waiter) Wait(ctx context.Context, s *session.Session, lock string, d tim
 		kill <- err
 	})
 	var answer sql.NullInt64
-	err = understood(stmt, s.Row(stmt, waitQuery(lock, d, w.Version, mark), &answer))
+	err = understood(stmt, s.Row(stmt, w.query(lock, d, mark), &answer))
 	answered()
 	if !unwatch() {
 		// ctx has ended. The KILL, if there was one, has been answered before
@@ -79,7 +79,7 @@ func (w Waiter) Wait(ctx context.Context, s *session.Session, lock string, d tim
 	switch {
 	case err != nil && !errors.Is(err, sqllock.ErrInterrupted):
 		return Taken, err
-	case err == nil && (ctx.Err() == nil || answer.Int64 == HeldBySession):
+	case err == nil && (ctx.Err() == nil || answer.Int64 < Taken):
 		return answer.Int64, nil
 	case ctx.Err() != nil || Number(err) == timeLimit:
 		// Given up, or the end of a slice that the hint cut short.
@@ -109,13 +109,13 @@ func (w Waiter) interrupt(ctx, running context.Context, mark string) error {
 	pause := time.NewTicker(killPause)
 	defer pause.Stop()
 	for {
-		var seen int
-		err := control.QueryRowContext(ctx, markedQuery(w.Session, mark)).Scan(&seen)
+		var session int64
+		err := control.QueryRowContext(ctx, markedQuery(mark)).Scan(&session)
 		if running.Err() != nil {
 			return nil // by itself
 		}
-		if err == nil && seen > 0 {
-			_, err = control.ExecContext(ctx, killQuery(w.Session))
+		if err == nil && session > 0 {
+			_, err = control.ExecContext(ctx, killQuery(session))
 		}
 		if err != nil && ctx.Err() == nil && Number(err) != UnknownThread { // 1094: the session has ended
 			return err
@@ -123,12 +123,12 @@ func (w Waiter) interrupt(ctx, running context.Context, mark string) error {
 		select {
 		case <-running.Done():
 			if ctx.Err() != nil {
-				return errNoKill(w.Session) // one may still be on its way
+				return errNoKill() // one may still be on its way
 			}
 			return nil
 		case <-pause.C:
 		case <-ctx.Done():
-			return errNoKill(w.Session)
+			return errNoKill()
 		}
 	}
 }
@@ -150,6 +150,6 @@ func (w Waiter) controlConn(running context.Context) (*sql.Conn, error) {
 	return nil, err
 }
 
-func errNoKill(id int64) error {
-	return fmt.Errorf("session %d was not seen to end its wait for %v; does the control pool lead to the same server?", id, killTime)
+func errNoKill() error {
+	return fmt.Errorf("the session was not seen to end its wait for %v; does the control pool lead to the same server?", killTime)
 }

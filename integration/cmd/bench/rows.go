@@ -45,7 +45,7 @@ func rows(kind testdb.Kind, pick *regexp.Regexp) []row {
 		{"allocations / raw literal GET_LOCK and RELEASE_LOCK", nil, allocations},
 	}
 	var picked []row
-	for _, r := range all {
+	for _, r := range append(all, tableRows()...) {
 		if r.name = string(kind) + ": " + r.name; pick.MatchString(r.name) {
 			picked = append(picked, r)
 		}
@@ -84,8 +84,10 @@ func timed(f func() error) func() (time.Duration, error) {
 	}
 }
 
-func (b *bench) ours() error {
-	l, err := b.locker.Lock(b.ctx, b.conn, name)
+func (b *bench) ours() error { return b.pair(b.conn) }
+
+func (b *bench) pair(conn *sql.Conn) error {
+	l, err := b.locker.Lock(b.ctx, conn, name)
 	if err != nil {
 		return err
 	}
@@ -198,32 +200,8 @@ func handOffQuantile(q float64) func(context.Context, *testdb.Server) (result, e
 				return result{}, err
 			}
 			defer waiter.Close() //nolint:errcheck // nothing depends on it
-			ours := func() (time.Duration, error) {
-				l, err := b.locker.Lock(ctx, b.conn, name)
-				if err != nil {
-					return 0, err
-				}
-				var next *sqllock.Lock
-				d, err := handed(func() (err error) {
-					next, err = b.locker.Lock(ctx, waiter, name)
-					return err
-				}, func() error { return l.Release(ctx) })
-				if err != nil {
-					return 0, err
-				}
-				return d, next.Release(ctx)
-			}
-			peer := func() (time.Duration, error) {
-				get, release := "SELECT GET_LOCK("+literal+", 10)", "SELECT RELEASE_LOCK("+literal+")"
-				if err := raw(ctx, b.conn, get); err != nil {
-					return 0, err
-				}
-				d, err := handed(func() error { return raw(ctx, waiter, get) }, func() error { return raw(ctx, b.conn, release) })
-				if err != nil {
-					return 0, err
-				}
-				return d, raw(ctx, waiter, release)
-			}
+			ours := func() (time.Duration, error) { return b.handOff(waiter) }
+			peer := func() (time.Duration, error) { return rawHandOff(ctx, b.conn, waiter) }
 			o, p, err := takeTurns(handOff, ours, peer)
 			if err != nil {
 				return result{}, err
@@ -231,6 +209,35 @@ func handOffQuantile(q float64) func(context.Context, *testdb.Server) (result, e
 			return compare(o, p, q, "raw:"), nil
 		})
 	}
+}
+
+// handOff times one to waiter, from before the release to the grant.
+func (b *bench) handOff(waiter *sql.Conn) (time.Duration, error) {
+	l, err := b.locker.Lock(b.ctx, b.conn, name)
+	if err != nil {
+		return 0, err
+	}
+	var next *sqllock.Lock
+	d, err := handed(func() (err error) {
+		next, err = b.locker.Lock(b.ctx, waiter, name)
+		return err
+	}, func() error { return l.Release(b.ctx) })
+	if err != nil {
+		return 0, err
+	}
+	return d, next.Release(b.ctx)
+}
+
+func rawHandOff(ctx context.Context, holder, waiter *sql.Conn) (time.Duration, error) {
+	get, release := "SELECT GET_LOCK("+literal+", 10)", "SELECT RELEASE_LOCK("+literal+")"
+	if err := raw(ctx, holder, get); err != nil {
+		return 0, err
+	}
+	d, err := handed(func() error { return raw(ctx, waiter, get) }, func() error { return raw(ctx, holder, release) })
+	if err != nil {
+		return 0, err
+	}
+	return d, raw(ctx, waiter, release)
 }
 
 // handed starts a wait, gives it time to reach the server, and releases. It
@@ -245,7 +252,7 @@ func handed(wait, release func() error) (time.Duration, error) {
 		err := wait()
 		ended <- end{time.Now(), err}
 	}()
-	time.Sleep(2 * time.Millisecond)
+	time.Sleep(4 * time.Millisecond)
 	start := time.Now()
 	if err := release(); err != nil {
 		return 0, err
