@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-
 	"github.com/sqllock/go-sqllock/migrations"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
@@ -36,7 +35,8 @@ func onEachEngine(t *testing.T, test func(t *testing.T, s *testdb.Server, db *sq
 
 func do(tb testing.TB, q interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-}, query string, args ...any) {
+}, query string, args ...any,
+) {
 	tb.Helper()
 	if _, err := q.ExecContext(tb.Context(), query, args...); err != nil {
 		tb.Fatalf("%s: %v", query, err)
@@ -49,6 +49,21 @@ func ask[T any](tb testing.TB, q sqllock.Querier, query string, args ...any) (v 
 		tb.Fatalf("%s: %v", query, err)
 	}
 	return v
+}
+
+// drain runs a statement that may answer with rows, which nobody needs.
+func drain(tb testing.TB, db *sql.DB, query string) {
+	tb.Helper()
+	rows, err := db.QueryContext(tb.Context(), query)
+	if err != nil {
+		tb.Fatalf("%s: %v", query, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+	}
+	if err := rows.Err(); err != nil {
+		tb.Fatalf("%s: %v", query, err)
+	}
 }
 
 func acquire(tb testing.TB, k *sqllock.Locker, c *sql.Conn, name string, opts ...sqllock.LockOption) *sqllock.Lock {
@@ -434,11 +449,7 @@ func TestTableTokensGrowForEver(t *testing.T) {
 					"REPAIR TABLE shared_locks", "REPAIR TABLE shared_locks USE_FRM", "TRUNCATE TABLE shared_locks",
 					"ALTER TABLE shared_locks AUTO_INCREMENT=1", "FLUSH TABLES", "DELETE FROM shared_locks",
 				} {
-					rows, err := db.QueryContext(t.Context(), statement)
-					if err != nil {
-						t.Fatalf("%s: %v", statement, err)
-					}
-					_ = rows.Close()
+					drain(t, db, statement)
 					grew(statement)
 				}
 				// With a row in the table, and the session dead.
@@ -541,7 +552,7 @@ func TestTableInTransaction(t *testing.T) {
 					k := sqllock.New(table.New(time.Minute, opts...))
 					c, other := conn(t, db), conn(t, db)
 					release(t, acquire(t, k, c, "warm-up"))
-					for _, statement := range strings.Split(state.before, "; ") {
+					for _, statement := range strings.SplitSeq(state.before, "; ") {
 						do(t, c, statement)
 					}
 					l, err := k.TryLock(t.Context(), c, "job")
@@ -560,7 +571,7 @@ func TestTableInTransaction(t *testing.T) {
 						_, err = k.TryLock(t.Context(), other, "job")
 						wantErr(t, "TryLock by another session", err, sqllock.ErrBusy)
 					}
-					for _, statement := range strings.Split(state.end, "; ") {
+					for _, statement := range strings.SplitSeq(state.end, "; ") {
 						do(t, c, statement)
 					}
 					if n := ask[int](t, db, "SELECT COUNT(*) FROM work"); n != 0 {
@@ -589,7 +600,7 @@ func TestTableInTransaction(t *testing.T) {
 					k := sqllock.New(table.New(time.Minute, opts...))
 					c, other := conn(t, db), conn(t, db)
 					l := acquire(t, k, c, "job")
-					for _, statement := range strings.Split(state.before, "; ") {
+					for _, statement := range strings.SplitSeq(state.before, "; ") {
 						do(t, c, statement)
 					}
 					release(t, l)
@@ -597,7 +608,7 @@ func TestTableInTransaction(t *testing.T) {
 					if err != nil {
 						t.Fatalf("TryLock by another session, before the end of the transaction: %v", err)
 					}
-					for _, statement := range strings.Split(state.end, "; ") {
+					for _, statement := range strings.SplitSeq(state.end, "; ") {
 						do(t, c, statement)
 					}
 					if n := ask[int](t, db, "SELECT COUNT(*) FROM work"); n != 0 {

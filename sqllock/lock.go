@@ -171,10 +171,10 @@ func (l *Lock) extend(ctx context.Context, ttl time.Duration) error {
 }
 
 // AssertTTL asks the server, by whose clock TTLs are counted, whether the lock
-// is held and at least min of its time is left, in one round trip. It returns
+// is held and as much of its time is left as atLeast, in one round trip. It returns
 // an error that matches [ErrTTLTooShort] if less is left, and otherwise as Check
 // does. [ErrUnsupported] is returned for locks without a TTL.
-func (l *Lock) AssertTTL(ctx context.Context, min time.Duration) error {
+func (l *Lock) AssertTTL(ctx context.Context, atLeast time.Duration) error {
 	b, ok := l.locker.backend.(Leaser)
 	if !ok {
 		return l.fail("assert ttl", errNoTTL(l.locker.backend))
@@ -184,8 +184,8 @@ func (l *Lock) AssertTTL(ctx context.Context, min time.Duration) error {
 		left, err = b.TimeLeft(ctx, l.conn, g)
 		return err
 	})
-	if err == nil && left < min {
-		err = fmt.Errorf("%w: %v, and %v was asked for", ErrTTLTooShort, left, min)
+	if err == nil && left < atLeast {
+		err = fmt.Errorf("%w: %v, and %v was asked for", ErrTTLTooShort, left, atLeast)
 	}
 	return l.fail("assert ttl", err)
 }

@@ -442,9 +442,10 @@ func (a *attempt) judge(ctx context.Context, r *row, pause time.Duration) (more 
 	if a.killed != nil && r.session != a.killed.session {
 		a.killed = nil // and gone
 	}
-	live := r.there && r.used.Valid && r.used.Int64 == r.session && !(a.rung && r.session == a.id)
+	mine := r.session == a.id
+	live := r.there && r.used.Valid && r.used.Int64 == r.session && (!a.rung || !mine)
 	switch {
-	case ours && !a.rung, live && r.session == a.id:
+	case ours && !a.rung, live && mine:
 		return false, sqllock.ErrHeld
 	case !r.there && a.rung:
 		return true, a.claim(ctx)
@@ -562,7 +563,7 @@ func (a *attempt) takeOver(ctx context.Context, r *row) (more bool, err error) {
 
 // condemned is the mark of a session in lock_acquired: true for PHP, and neither
 // 0 nor 1.
-func condemned(session int64) int64 { return 2 + session%125 }
+func condemned(by int64) int64 { return 2 + by%125 }
 
 // look asks for the row, the doorbell and the clock.
 func (a *attempt) look(ctx context.Context) (*row, error) {
@@ -579,15 +580,15 @@ func (a *attempt) look(ctx context.Context) (*row, error) {
 
 func look(ctx context.Context, s *session.Session, b *Backend, srv *server, key string) (*row, error) {
 	var name, process, kind sql.NullString
-	var session, created, ttl, acquired, token, left, started, own sql.NullInt64
+	var holder, created, ttl, acquired, token, left, started, own sql.NullInt64
 	r := &row{}
-	err := userlock.Ask(ctx, s, srv.queries.look(key), &name, &session, &created, &ttl, &acquired, &token, &process,
+	err := userlock.Ask(ctx, s, srv.queries.look(key), &name, &holder, &created, &ttl, &acquired, &token, &process,
 		&r.used, &r.bell, &left, &started, &own, &kind)
 	if err != nil {
 		return nil, b.explain(err)
 	}
 	r.there, r.name, r.process, r.kind = name.Valid, unhex(name.String), process.String, kind.String
-	r.session, r.created, r.ttl, r.acquired, r.token = session.Int64, created.Int64, ttl.Int64, acquired.Int64, token.Int64
+	r.session, r.created, r.ttl, r.acquired, r.token = holder.Int64, created.Int64, ttl.Int64, acquired.Int64, token.Int64
 	r.left, r.started, r.own = length(left.Int64, time.Microsecond), started.Int64, own.Int64
 	return r, nil
 }

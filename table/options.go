@@ -14,7 +14,7 @@ type option func(*Backend)
 
 func (o option) apply(b *Backend) { o(b) }
 
-var identifiers = regexp.MustCompile(`^[0-9A-Za-z_$]{1,64}(\.[0-9A-Za-z_$]{1,64})?$`) //nolint:gochecknoglobals // a constant, if Go had them
+var identifiers = regexp.MustCompile(`^[0-9A-Za-z_$]{1,64}(\.[0-9A-Za-z_$]{1,64})?$`)
 
 // WithTable names the table, with its schema in front if it is not in the
 // default database of the sessions: "locks.shared_locks". Without it the table is

@@ -73,25 +73,25 @@ func (b *Backend) shape(ask func(query string, dest ...sql.Scanner) error) (*ser
 
 // inside reports whether the session is in a transaction, or would begin one by a
 // statement (autocommit is off), and its id.
-func inside(ctx context.Context, s *session.Session, srv *server) (bool, int64, error) {
+func inside(ctx context.Context, s *session.Session, srv *server) (open bool, id int64, err error) {
 	in := "0"
 	mariadb := userlock.IsMariaDB(srv.version)
 	if mariadb {
 		in = "@@in_transaction"
 	}
-	var open sql.NullBool
-	var id sql.NullInt64
-	err := userlock.Ask(ctx, s, "SELECT "+in+"<>0 OR @@autocommit=0 v,CONNECTION_ID() c", &open, &id)
-	if err != nil || open.Bool || mariadb || !srv.transactional {
-		return open.Bool, id.Int64, err
+	var answer sql.NullBool
+	var own sql.NullInt64
+	err = userlock.Ask(ctx, s, "SELECT "+in+"<>0 OR @@autocommit=0 v,CONNECTION_ID() c", &answer, &own)
+	if err != nil || answer.Bool || mariadb || !srv.transactional {
+		return answer.Bool, own.Int64, err
 	}
 	// MySQL says it only by refusing this. Where it does not, it is about the
 	// next transaction, which is our own statement.
 	_, err = userlock.Exec(ctx, s, "SET TRANSACTION READ WRITE")
 	if userlock.Number(err) == 1568 { // ER_CANT_CHANGE_TX_CHARACTERISTICS
-		return true, id.Int64, nil
+		return true, own.Int64, nil
 	}
-	return false, id.Int64, err
+	return false, own.Int64, err
 }
 
 // overPool changes rows on another session than that of the lock.

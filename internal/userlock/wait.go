@@ -109,13 +109,13 @@ func (w Waiter) interrupt(ctx, running context.Context, mark string) error {
 	pause := time.NewTicker(killPause)
 	defer pause.Stop()
 	for {
-		var session int64
-		err := control.QueryRowContext(ctx, markedQuery(mark)).Scan(&session)
+		var id int64
+		err := control.QueryRowContext(ctx, markedQuery(mark)).Scan(&id)
 		if running.Err() != nil {
 			return nil // by itself
 		}
-		if err == nil && session > 0 {
-			_, err = control.ExecContext(ctx, killQuery(session))
+		if err == nil && id > 0 {
+			_, err = control.ExecContext(ctx, killQuery(id))
 		}
 		if err != nil && ctx.Err() == nil && Number(err) != UnknownThread { // 1094: the session has ended
 			return err

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-
 	"github.com/sqllock/go-sqllock/migrations"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
@@ -156,7 +155,7 @@ func tableContended(ctx context.Context, s *testdb.Server) (result, error) {
 			if err != nil {
 				return result{}, err
 			}
-			defer c.Close() //nolint:errcheck // nothing depends on it
+			defer c.Close() //nolint:errcheck,gocritic // eight of them
 			conns[i] = c
 		}
 		many := func() error {

@@ -1,0 +1,69 @@
+package table_test
+
+import (
+	"context"
+	"database/sql"
+	"log"
+	"time"
+
+	_ "github.com/go-sql-driver/mysql"
+
+	"github.com/sqllock/go-sqllock/migrations"
+	"github.com/sqllock/go-sqllock/sqllock"
+	"github.com/sqllock/go-sqllock/table"
+)
+
+// A job that must not block the others when it hangs: after ten minutes the next
+// one ends its session, and takes over.
+func Example() {
+	ctx := context.Background()
+	db, err := sql.Open("mysql", "user:password@tcp(127.0.0.1:3306)/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := migrations.Up(ctx, db); err != nil { // or the SQL of its documentation
+		log.Fatal(err)
+	}
+	locker := sqllock.New(table.New(10*time.Minute, table.WithPool(db)))
+
+	err = locker.Do(ctx, db, "invoices", func(ctx context.Context, lock *sqllock.Lock) error {
+		for _, customer := range customers() {
+			if err := lock.Extend(ctx, 10*time.Minute); err != nil {
+				return err // ErrLost: somebody else has it, or may have it at any moment
+			}
+			if err := invoice(ctx, customer, lock.Token()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// An operator at night: who has which lock, and how to get rid of them.
+func ExampleBackend_List() {
+	operate := func(ctx context.Context, db *sql.DB) error {
+		backend := table.New(time.Minute)
+		locks, err := backend.List(ctx, db)
+		if err != nil {
+			return err
+		}
+		for _, h := range locks {
+			log.Printf("%s: %s, session %d of %s at %s, alive: %v, since %v, until %v",
+				h.Key, h.Process, h.Session, h.User, h.Host, h.Alive, h.Since, h.Expires)
+		}
+		whom, err := sqllock.New(backend).Break(ctx, db, "invoices")
+		if err != nil {
+			return err
+		}
+		log.Printf("ended session %d of %s", whom.Session, whom.Process)
+		return nil
+	}
+	_ = operate
+}
+
+func customers() []string { return nil }
+
+func invoice(_ context.Context, _ string, _ int64) error { return nil }
