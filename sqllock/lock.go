@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -229,8 +230,12 @@ func (l *Lock) ask(ctx context.Context, f func(Grant) error) error {
 // connDone explains sql.ErrConnDone to the person who wonders what became of
 // the lock. database/sql closes a conn after an error of the connection, too.
 func (l *Lock) connDone(err error) error {
-	return fmt.Errorf("%w: %w: either its session %d broke, and the lock is gone with it, or the conn was closed "+
-		"before the lock was released, and the session is back in its pool with the lock until it ends", ErrUnknown, err, l.Grant().Session)
+	session := "its session"
+	if id := l.Grant().Session; id != 0 {
+		session += " " + strconv.FormatInt(id, 10)
+	}
+	return fmt.Errorf("%w: %w: either %s broke, and the lock is gone with it, or the conn was closed "+
+		"before the lock was released, and the session is back in its pool with the lock until it ends", ErrUnknown, err, session)
 }
 
 // Release frees the lock, in one round trip. It works with a ctx that has

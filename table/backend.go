@@ -138,6 +138,7 @@ type attempt struct {
 	id      int64 // of the session, 0 if not known
 	rung    bool  // the doorbell is ours, taken in this step
 	pooled  bool  // rows are written over the pool, in this step
+	refused bool  // and in all that follow, since the session has been refused
 	tried   bool  // the first step is over; the others begin with a look
 	floor   int64 // the token has to be greater
 	pause   time.Duration
@@ -205,7 +206,7 @@ func (a *attempt) busy() error {
 // step tries, and goes as far as one wait on the server. It leaves the session
 // with the lock granted, or with nothing new.
 func (a *attempt) step(ctx context.Context, s *session.Session) error {
-	a.s, a.rung, a.pooled = s, false, false
+	a.s, a.rung, a.pooled = s, false, a.refused
 	pause := a.pause
 	a.pause = 0
 	err := a.begin(ctx)
@@ -271,7 +272,7 @@ func (a *attempt) try(ctx context.Context) error {
 	case n == deadlock: // on InnoDB; the look tells whether the doorbell is ours
 		return a.afterTry(ctx, nil)
 	case inTransaction(n):
-		a.pooled = true
+		a.pooled, a.refused = true, true
 		if a.b.pool == nil {
 			return errInTransaction(err)
 		}
@@ -292,7 +293,7 @@ func (a *attempt) prepare(ctx context.Context) error {
 		return err
 	}
 	a.id = id
-	a.pooled = inside && a.srv.transactional
+	a.pooled = a.refused || inside && a.srv.transactional
 	if a.pooled && a.b.pool == nil {
 		return errInTransaction(errors.New("the table is of an engine with transactions"))
 	}
@@ -418,7 +419,7 @@ func (a *attempt) exec(ctx context.Context, query func() string) (result, error)
 	if err := userlock.Ask(ctx, a.s, "SELECT CONNECTION_ID() c", &id); err != nil {
 		return nil, err
 	}
-	a.pooled, a.id = true, id.Int64
+	a.pooled, a.refused, a.id = true, true, id.Int64
 	return a.b.overPool(ctx, query())
 }
 
@@ -676,17 +677,24 @@ func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant)
 	return err
 }
 
-// TimeLeft asks the server how long it is until another one may take g. Rows of an
-// InnoDB table are read over the pool if there is one: in a transaction the
-// session may see them as they were.
+// TimeLeft asks the server how long it is until another one may take g. A session
+// in a transaction may see the row of an InnoDB table as it was; it is then read
+// over the pool, if there is one.
 func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
 	srv, err := serverOf(g)
 	if err != nil {
 		return 0, err
 	}
-	pooled := srv.transactional && b.pool != nil
-	if pooled {
-		q = b.pool
+	if srv.transactional && b.pool != nil {
+		inside, err := b.inside(ctx, q, srv)
+		switch {
+		case errors.Is(err, sqllock.ErrSessionGone):
+			return 0, fmt.Errorf("%w: %w", sqllock.ErrLost, err)
+		case err != nil:
+			return 0, err
+		case inside:
+			q = b.pool
+		}
 	}
 	var micros sql.NullInt64
 	err = userlock.AskOver(ctx, q, srv.queries.left(g), &micros)
@@ -694,7 +702,7 @@ func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Gra
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return 0, lost("its row is gone, or has been taken over")
-	case errors.Is(err, sqllock.ErrSessionGone) && !pooled:
+	case errors.Is(err, sqllock.ErrSessionGone):
 		return 0, fmt.Errorf("%w: %w", sqllock.ErrLost, err)
 	case err != nil:
 		return 0, b.explain(err)
@@ -702,6 +710,20 @@ func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Gra
 		return 0, lost("its TTL is over")
 	}
 	return left, nil
+}
+
+// inside reports whether q is in a transaction. A *sql.Conn is asked, which also
+// keeps its session from being idle for too long.
+func (b *Backend) inside(ctx context.Context, q sqllock.Querier, srv *server) (in bool, err error) {
+	conn, ok := q.(*sql.Conn)
+	if !ok {
+		return true, nil
+	}
+	err = session.Use(conn, func(s *session.Session) (err error) {
+		in, _, err = inside(ctx, s, srv)
+		return err
+	})
+	return in, err
 }
 
 // Extend has g end ttl from now, rounded up to whole seconds. It runs over the

@@ -189,6 +189,7 @@ func TestTryLock(t *testing.T) {
 		{"no column", func(s *server) { s.fails(try, 1054); s.answer(held, 0) }, sqllock.ErrNoTable, "migrations.Up"},
 		{"no database", func(s *server) { s.fails(try, 1046); s.answer(held, 0) }, sqllock.ErrNoTable, "DSN"},
 		{"no privilege on the table", func(s *server) { s.fails(try, 1142); s.answer(held, 0) }, sqllock.ErrPermission, "INSERT"},
+		{"read-only", func(s *server) { s.fails(try, 1290); s.answer(held, 0) }, sqllock.ErrUnsupported, "primary"},
 		{"in a transaction that has written", func(s *server) { s.fails(try, 1785) }, sqllock.ErrInTransaction, "table.WithPool"},
 		{"in a read-only transaction", func(s *server) { s.fails(try, 1792) }, sqllock.ErrInTransaction, "table.WithPool"},
 		{"under LOCK TABLES", func(s *server) { s.fails(try, 1100) }, sqllock.ErrInTransaction, "table.WithPool"},

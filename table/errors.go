@@ -68,6 +68,8 @@ func (b *Backend) explain(err error) error {
 			sqllock.ErrNoTable, err)
 	case 1142, 1143, 1044, 1227: // ER_TABLEACCESS_DENIED_ERROR and the like
 		return fmt.Errorf("%w: it needs SELECT, INSERT, UPDATE and DELETE on table %s: %w", sqllock.ErrPermission, b.name, err)
+	case 1290, 1836: // ER_OPTION_PREVENTS_STATEMENT, ER_READ_ONLY_MODE
+		return fmt.Errorf("%w: it is read-only now, so probably a replica; connect to the primary: %w", sqllock.ErrUnsupported, err)
 	case 1205: // ER_LOCK_WAIT_TIMEOUT
 		return fmt.Errorf("another session has locked table %s, or the row, for seconds (LOCK TABLES, a backup, an open transaction): %w", b.name, err)
 	}
