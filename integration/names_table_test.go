@@ -345,7 +345,6 @@ func TestTableUnderDSNs(t *testing.T) {
 
 // tenancies does with a lock what can be done.
 func tenancies(t *testing.T, b *table.Backend, db *sql.DB) {
-	t.Helper()
 	name := lockName(`it's "quoted" \ and % and ?`)
 	var told events
 	k := sqllock.New(b, told.observe())

@@ -864,7 +864,6 @@ func TestUnmigratedAllowed(t *testing.T) {
 }
 
 func unmigrated(t *testing.T, b *table.Backend, s *testdb.Server, db *sql.DB) {
-	t.Helper()
 	name, php := lockName("job"), newPHP(t, db)
 	one, two := conn(t, db), conn(t, db)
 	var told events

@@ -552,7 +552,7 @@ func TestTableInTransaction(t *testing.T) {
 					k := sqllock.New(table.New(time.Minute, opts...))
 					c, other := conn(t, db), conn(t, db)
 					release(t, acquire(t, k, c, "warm-up"))
-					for _, statement := range strings.SplitSeq(state.before, "; ") {
+					for statement := range strings.SplitSeq(state.before, "; ") {
 						do(t, c, statement)
 					}
 					l, err := k.TryLock(t.Context(), c, "job")
@@ -571,7 +571,7 @@ func TestTableInTransaction(t *testing.T) {
 						_, err = k.TryLock(t.Context(), other, "job")
 						wantErr(t, "TryLock by another session", err, sqllock.ErrBusy)
 					}
-					for _, statement := range strings.SplitSeq(state.end, "; ") {
+					for statement := range strings.SplitSeq(state.end, "; ") {
 						do(t, c, statement)
 					}
 					if n := ask[int](t, db, "SELECT COUNT(*) FROM work"); n != 0 {
@@ -600,7 +600,7 @@ func TestTableInTransaction(t *testing.T) {
 					k := sqllock.New(table.New(time.Minute, opts...))
 					c, other := conn(t, db), conn(t, db)
 					l := acquire(t, k, c, "job")
-					for _, statement := range strings.SplitSeq(state.before, "; ") {
+					for statement := range strings.SplitSeq(state.before, "; ") {
 						do(t, c, statement)
 					}
 					release(t, l)
@@ -608,7 +608,7 @@ func TestTableInTransaction(t *testing.T) {
 					if err != nil {
 						t.Fatalf("TryLock by another session, before the end of the transaction: %v", err)
 					}
-					for _, statement := range strings.SplitSeq(state.end, "; ") {
+					for statement := range strings.SplitSeq(state.end, "; ") {
 						do(t, c, statement)
 					}
 					if n := ask[int](t, db, "SELECT COUNT(*) FROM work"); n != 0 {
@@ -622,6 +622,43 @@ func TestTableInTransaction(t *testing.T) {
 					if n := rowsLeft(t, db); n != 0 {
 						t.Errorf("%d rows are left", n)
 					}
+				})
+				if !pool {
+					continue
+				}
+				t.Run("wait, "+state.name, func(t *testing.T) {
+					k := sqllock.New(table.New(time.Minute, table.WithPool(db)))
+					c, other := conn(t, db), conn(t, db)
+					held := acquire(t, k, other, "job")
+					for statement := range strings.SplitSeq(state.before, "; ") {
+						do(t, c, statement)
+					}
+					granted := make(chan error, 1)
+					var l *sqllock.Lock
+					go func() {
+						var err error
+						l, err = k.Lock(t.Context(), c, "job")
+						granted <- err
+					}()
+					// For longer than a slice, so that it goes on in another step.
+					waitFor(t, "the waiter to be in its second slice", func() bool {
+						return ask[bool](t, db, "SELECT created+1<UNIX_TIMESTAMP() FROM shared_locks WHERE name='job'")
+					})
+					release(t, held)
+					if err := <-granted; err != nil {
+						t.Fatalf("Lock: %v", err)
+					}
+					_, err := k.TryLock(t.Context(), other, "job")
+					wantErr(t, "TryLock by another session", err, sqllock.ErrBusy)
+					release(t, l)
+					for statement := range strings.SplitSeq(state.end, "; ") {
+						do(t, c, statement)
+					}
+					if n := ask[int](t, db, "SELECT COUNT(*) FROM work"); n != 0 {
+						t.Error("the caller's transaction was committed")
+						do(t, db, "DELETE FROM work")
+					}
+					release(t, acquire(t, k, other, "job"))
 				})
 			}
 		}
@@ -692,6 +729,24 @@ func TestTableExtendBesideTransaction(t *testing.T) {
 			t.Errorf("Check after that: %v", err)
 		}
 		release(t, l)
+	})
+}
+
+// TestTableSessionKeptAlive: the check of a Do reaches the session of the lock,
+// wherever it reads the row, so that the server does not end it as idle.
+func TestTableSessionKeptAlive(t *testing.T) {
+	onEachEngine(t, func(t *testing.T, s *testdb.Server, db *sql.DB) {
+		short := open(t, s, func(c *mysql.Config) {
+			c.DBName, c.Params = database(t, db), map[string]string{"wait_timeout": "2"}
+		})
+		k := sqllock.New(table.New(time.Hour, table.WithPool(db)), sqllock.WithCheckInterval(200*time.Millisecond))
+		err := k.Do(t.Context(), short, "job", func(ctx context.Context, l *sqllock.Lock) error {
+			do(t, db, "DO SLEEP(4)")
+			return errors.Join(context.Cause(ctx), l.Check(t.Context()))
+		})
+		if err != nil {
+			t.Errorf("Do with a wait_timeout of 2 s, for 4 s: %v", err)
+		}
 	})
 }
 

@@ -266,6 +266,8 @@ func (a *attempt) try(ctx context.Context) error {
 	switch n := userlock.Number(err); {
 	case err == nil:
 		return a.made(res, start)
+	case n == noDoorbell: // it is taken, or ours, or the session is of another kind
+		return nil
 	case n == duplicate:
 		a.rung = true
 		return nil
@@ -355,12 +357,8 @@ func (a *attempt) self(r *row) int64 {
 	return a.id
 }
 
-// made notes what an INSERT has granted, if anything.
-func (a *attempt) made(res result, start time.Time) error {
-	rows, err := res.RowsAffected()
-	if err != nil || rows == 0 {
-		return err
-	}
+// made notes what an INSERT has granted.
+func (a *attempt) made(res result, start time.Time) (err error) {
 	var token int64
 	if a.srv.queries.migrated {
 		if token, err = res.LastInsertId(); err != nil {
@@ -385,8 +383,9 @@ func (a *attempt) claim(ctx context.Context) error {
 	res, err := a.exec(ctx, func() string {
 		return a.srv.queries.claim(a.req.Key, a.claimant(), a.ttl, a.tokenFloor(), a.b.process)
 	})
-	if n := userlock.Number(err); n == duplicate || n == deadlock {
-		return nil
+	switch userlock.Number(err) {
+	case duplicate, deadlock, noDoorbell:
+		return nil // the look tells
 	}
 	if err != nil {
 		return err

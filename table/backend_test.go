@@ -25,7 +25,7 @@ const (
 	held    = "SELECT IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID() v"
 	look    = "LEFT JOIN `shared_locks` r"
 	remove  = "DELETE FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND connection_id=3"
-	claim   = "FROM DUAL WHERE IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID()"
+	claim   = "VALUES (IF(IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID(),"
 	condemn = "UPDATE `shared_locks` SET lock_acquired=9 WHERE name=_latin1 X'6a6f62' AND connection_id=3"
 	kill    = "KILL CONNECTION IF(COALESCE("
 	undo    = "UPDATE `shared_locks` SET lock_acquired=1 WHERE name=_latin1 X'6a6f62' AND connection_id=3"
@@ -126,9 +126,9 @@ func TestTryLock(t *testing.T) {
 		text   string
 	}{
 		{"free", func(s *server) { s.done(try, 42, 1) }, nil, ""},
-		{"held", func(s *server) { s.done(try, 0, 0); s.row(1, 3, 3, time.Second) }, sqllock.ErrBusy, ""},
-		{"held by this session", func(s *server) { s.done(try, 0, 0); s.row(1, 3, ours, time.Second) }, sqllock.ErrHeld, ""},
-		{"somebody between two statements", func(s *server) { s.done(try, 0, 0); s.noRow(4) }, sqllock.ErrBusy, ""},
+		{"held", func(s *server) { s.fails(try, 1048); s.row(1, 3, 3, time.Second) }, sqllock.ErrBusy, ""},
+		{"held by this session", func(s *server) { s.fails(try, 1048); s.row(1, 3, ours, time.Second) }, sqllock.ErrHeld, ""},
+		{"somebody between two statements", func(s *server) { s.fails(try, 1048); s.noRow(4) }, sqllock.ErrBusy, ""},
 		{"dead holder", func(s *server) {
 			s.fails(try, 1062)
 			s.row(1, nil, ours, time.Second)
@@ -162,7 +162,7 @@ func TestTryLock(t *testing.T) {
 			s.answer(letGo, 1)
 		}, sqllock.ErrBusy, ""},
 		{"hung holder", func(s *server) {
-			s.done(try, 0, 0)
+			s.fails(try, 1048)
 			s.row(1, 3, 3, 0)
 			s.done(condemn, 0, 1)
 			s.done(kill, 0, 0)
@@ -173,13 +173,13 @@ func TestTryLock(t *testing.T) {
 			s.done(claim, 42, 1)
 		}, nil, ""},
 		{"hung holder that extends after the look", func(s *server) {
-			s.done(try, 0, 0)
+			s.fails(try, 1048)
 			s.row(1, 3, 3, 0)
 			s.done(condemn, 0, 0)
 			s.row(1, 3, 3, time.Second)
 		}, sqllock.ErrBusy, ""},
 		{"KILL is refused", func(s *server) {
-			s.done(try, 0, 0)
+			s.fails(try, 1048)
 			s.row(1, 3, 3, 0)
 			s.done(condemn, 0, 1)
 			s.fails(kill, 1095)

@@ -23,11 +23,11 @@
 // n is the name as a hex literal, so that sql_mode and character sets do not
 // matter and a statement is one round trip under every DSN.
 //
-//	try      INSERT … SELECT n, CONNECTION_ID(), UNIX_TIMESTAMP(), ttl, 1, … FROM DUAL
-//	         WHERE IF(IS_USED_LOCK(n)=CONNECTION_ID(), -1, GET_LOCK(n, 0)) = 1
+//	try      INSERT … VALUES (IF(doorbell = 1, n, NULL), CONNECTION_ID(), UNIX_TIMESTAMP(), ttl, 1, …)
+//	         where doorbell is IF(IS_USED_LOCK(n)=CONNECTION_ID(), -1, GET_LOCK(n, 0))
 //	look     SELECT the row, who holds the doorbell, the clock
 //	wait     SELECT GET_LOCK(n, until the row is obsolete, ctx ends, or a slice is over)
-//	claim    INSERT … WHERE IS_USED_LOCK(n) = session
+//	claim    INSERT … VALUES (IF(IS_USED_LOCK(n) = session, n, NULL), …)
 //	remove   DELETE … WHERE every column is as it was read
 //	condemn  UPDATE … SET lock_acquired = 2 to 126 WHERE every column is as it was read
 //	kill     KILL CONNECTION IF(IS_USED_LOCK(n) = id AND created >= start of the server, id, 0)
@@ -36,8 +36,9 @@
 //	check    SELECT what is left WHERE the row is of this grant and alive
 //
 // Acquire is a try: granted in one round trip, or not for one of two reasons. The
-// doorbell was taken (no row), or it was free and a row is there (error 1062), in
-// which case the doorbell is now ours. A look then tells:
+// doorbell was taken (error 1048), or it was free and a row is there (error 1062), in
+// which case the doorbell is now ours. A request that waits then waits on the doorbell
+// for a tenth of a second. A look then tells:
 //
 //   - The session holds the lock already: ErrHeld.
 //   - The row is not obsolete, and its session holds the doorbell: it is held. Wait

@@ -8,8 +8,9 @@ import (
 )
 
 const (
-	duplicate = 1062 // ER_DUP_ENTRY
-	deadlock  = 1213 // ER_LOCK_DEADLOCK
+	noDoorbell = 1048 // ER_BAD_NULL_ERROR, as queries.insert brings it about
+	duplicate  = 1062 // ER_DUP_ENTRY
+	deadlock   = 1213 // ER_LOCK_DEADLOCK
 )
 
 // inTransaction reports whether a server refuses a statement because of the

@@ -51,23 +51,24 @@ type queries struct {
 	migrated bool
 }
 
-// insert is the body of both ways to make a row. The token goes to the client as
-// the insert id.
-func (q queries) insert(key, session string, ttl, floor int64, process, condition string) string {
+// insert is the body of both ways to make a row: if the condition is not met, the
+// name is NULL, which is error 1048 under every sql_mode (INSERT … SELECT … WHERE
+// costs three times as much on MariaDB). Values are evaluated from left to right.
+// The token goes to the client as the insert id.
+func (q queries) insert(condition, key, session string, ttl, floor int64, process string) string {
 	columns, values := "", ""
 	if q.migrated {
 		columns = ",token,holder"
 		values = ",LAST_INSERT_ID(GREATEST(" + ownMicros + "," + num(floor) + "))," + text(process)
 	}
-	return "INSERT INTO " + q.table + " (name,connection_id,created,ttl,lock_acquired" + columns + ") SELECT " +
-		text(key) + "," + session + ",UNIX_TIMESTAMP()," + num(ttl) + ",1" + values + " FROM DUAL WHERE " + condition
+	return "INSERT INTO " + q.table + " (name,connection_id,created,ttl,lock_acquired" + columns + ") VALUES (" +
+		"IF(" + condition + "," + text(key) + ",NULL)," + session + ",UNIX_TIMESTAMP()," + num(ttl) + ",1" + values + ")"
 }
 
 // try takes the doorbell and makes the row in one statement. The server locks a
 // MyISAM table before it evaluates GET_LOCK, so the timeout has to be 0.
 func (q queries) try(key, kind string, ttl, floor int64, process string) string {
-	return q.insert(key, "CONNECTION_ID()", ttl, floor, process,
-		"IF("+isKind(kind)+","+userlock.GetLock(text(key), "0")+",-2)=1")
+	return q.insert("IF("+isKind(kind)+","+userlock.GetLock(text(key), "0")+",-2)=1", key, "CONNECTION_ID()", ttl, floor, process)
 }
 
 // claim makes the row for the session that holds the doorbell: this one, if
@@ -77,7 +78,7 @@ func (q queries) claim(key string, session, ttl, floor int64, process string) st
 	if session != 0 {
 		id = num(session)
 	}
-	return q.insert(key, id, ttl, floor, process, "IS_USED_LOCK("+text(key)+")="+id)
+	return q.insert("IS_USED_LOCK("+text(key)+")="+id, key, id, ttl, floor, process)
 }
 
 // isKind is the condition that the session is of a kind that has been looked at.

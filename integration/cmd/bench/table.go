@@ -70,7 +70,7 @@ func exec(ctx context.Context, conn *sql.Conn, query string) error {
 func rawTable(ctx context.Context, conn *sql.Conn) error {
 	const clock = "UNIX_TIMESTAMP()*1000000+MICROSECOND(SYSDATE(6))"
 	err := exec(ctx, conn, "INSERT INTO shared_locks (name,connection_id,created,ttl,lock_acquired,token,holder) "+
-		"SELECT _latin1 "+literal+",CONNECTION_ID(),UNIX_TIMESTAMP(),60,1,LAST_INSERT_ID("+clock+"),'bench' FROM DUAL WHERE GET_LOCK("+literal+",0)=1")
+		"VALUES (IF(GET_LOCK("+literal+",0)=1,_latin1 "+literal+",NULL),CONNECTION_ID(),UNIX_TIMESTAMP(),60,1,LAST_INSERT_ID("+clock+"),'bench')")
 	if err != nil {
 		return err
 	}

@@ -197,7 +197,8 @@ func commandLine(ctx context.Context, kind Kind, home, dir string, port int) (co
 	}
 	command = []string{
 		filepath.Join(home, "server"), "--user=root", "--datadir=" + data, "--port=" + strconv.Itoa(port), "--bind-address=127.0.0.1",
-		"--socket=" + filepath.Join(dir, "s"), "--pid-file=" + filepath.Join(dir, "pid"), "--max-connections=500",
+		"--socket=" + filepath.Join(dir, "s"), "--tmpdir=" + dir, // a server that starts empties it of another's
+		"--pid-file=" + filepath.Join(dir, "pid"), "--max-connections=500",
 	}
 	if os.Geteuid() != 0 {
 		command = append(command[:1], command[2:]...)
