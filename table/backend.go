@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,6 +39,7 @@ type Backend struct {
 	allowed    Risk
 	process    string
 
+	crowd    crowd
 	admitted userlock.Admitted[string, *server] // by kindExpr in hex
 	last     atomic.Pointer[server]             // the one of the latest acquisition
 	floor    atomic.Int64                       // the greatest token seen
@@ -124,6 +126,34 @@ func (r *row) holder() sqllock.Holder {
 		Key: r.name, Session: r.session, Process: r.process, Token: r.token,
 		Since: time.Unix(r.created, 0), Expires: time.Unix(r.created+r.ttl+1, 0),
 	}
+}
+
+// crowd remembers which name was found taken last: while many want it, a try
+// before each wait is in vain, and costs a third of the grants.
+type crowd struct {
+	mu   sync.Mutex // guards the following
+	key  string
+	left int // how many more need not try
+}
+
+// crowded is how many go without a try before one finds out whether there is
+// still a crowd.
+const crowded = 16
+
+func (c *crowd) met(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.key, c.left = key, crowded
+}
+
+func (c *crowd) expects(key string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left == 0 || c.key != key {
+		return false
+	}
+	c.left--
+	return true
 }
 
 // attempt is an Acquire under way. Between two of its steps the session holds
@@ -244,8 +274,11 @@ func (a *attempt) begin(ctx context.Context) error {
 		return err
 	}
 	a.tried = true
-	if err := a.try(ctx); err != nil || a.granted || a.rung || !a.req.Wait {
-		return err
+	if !a.req.Wait || !a.b.crowd.expects(a.req.Key) {
+		if err := a.try(ctx); err != nil || a.granted || a.rung || !a.req.Wait {
+			return err
+		}
+		a.b.crowd.met(a.req.Key)
 	}
 	// Some of a short ctx has to be left for a takeover.
 	d := blind

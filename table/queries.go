@@ -55,11 +55,11 @@ type queries struct {
 // name is NULL, which is error 1048 under every sql_mode (INSERT … SELECT … WHERE
 // costs three times as much on MariaDB). Values are evaluated from left to right.
 // The token goes to the client as the insert id.
-func (q queries) insert(condition, key, session string, ttl, floor int64, process string) string {
+func (q queries) insert(condition, key, session, clock string, ttl, floor int64, process string) string {
 	columns, values := "", ""
 	if q.migrated {
 		columns = ",token,holder"
-		values = ",LAST_INSERT_ID(GREATEST(" + ownMicros + "," + num(floor) + "))," + text(process)
+		values = ",LAST_INSERT_ID(GREATEST(" + clock + "," + num(floor) + "))," + text(process)
 	}
 	return "INSERT INTO " + q.table + " (name,connection_id,created,ttl,lock_acquired" + columns + ") VALUES (" +
 		"IF(" + condition + "," + text(key) + ",NULL)," + session + ",UNIX_TIMESTAMP()," + num(ttl) + ",1" + values + ")"
@@ -68,17 +68,17 @@ func (q queries) insert(condition, key, session string, ttl, floor int64, proces
 // try takes the doorbell and makes the row in one statement. The server locks a
 // MyISAM table before it evaluates GET_LOCK, so the timeout has to be 0.
 func (q queries) try(key, kind string, ttl, floor int64, process string) string {
-	return q.insert("IF("+isKind(kind)+","+userlock.GetLock(text(key), "0")+",-2)=1", key, "CONNECTION_ID()", ttl, floor, process)
+	return q.insert("IF("+isKind(kind)+","+userlock.GetLock(text(key), "0")+",-2)=1", key, "CONNECTION_ID()", ownMicros, ttl, floor, process)
 }
 
-// claim makes the row for the session that holds the doorbell: this one, if
-// session is 0.
+// claim makes the row for the session that has held the doorbell since before the
+// statement began: this one, if session is 0.
 func (q queries) claim(key string, session, ttl, floor int64, process string) string {
 	id := "CONNECTION_ID()"
 	if session != 0 {
 		id = num(session)
 	}
-	return q.insert("IS_USED_LOCK("+text(key)+")="+id, key, id, ttl, floor, process)
+	return q.insert("IS_USED_LOCK("+text(key)+")="+id, key, id, micros, ttl, floor, process)
 }
 
 // isKind is the condition that the session is of a kind that has been looked at.

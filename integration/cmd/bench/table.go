@@ -6,6 +6,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -27,8 +29,8 @@ const (
 func tableRows() []row {
 	atMost := func(ratio float64) *float64 { return &ratio }
 	return []row{
-		{"table, acquire and release / the same two statements raw", atMost(1.3), tableAgainstRaw("MyISAM")},
-		{"table on InnoDB, acquire and release / the same two statements raw", nil, tableAgainstRaw("InnoDB")},
+		{"table, acquire and release / the same two statements raw", atMost(1.3), tableAgainstRaw},
+		{"table, acquire and release, InnoDB / MyISAM", nil, tableEngines},
 		{"table, acquire and release / the statements of the PHP package", atMost(1), tableAgainstPHP},
 		{"table, hand-off p50 / raw GET_LOCK hand-off + raw INSERT", atMost(1.5), tableHandOff},
 		{"table, time for a grant, eight sessions on one name / one alone", atMost(1.25), tableContended},
@@ -66,27 +68,88 @@ func exec(ctx context.Context, conn *sql.Conn, query string) error {
 	return err
 }
 
-// rawTable is what a lock is made of, with nothing around it.
-func rawTable(ctx context.Context, conn *sql.Conn) error {
-	const clock = "UNIX_TIMESTAMP()*1000000+MICROSECOND(SYSDATE(6))"
-	err := exec(ctx, conn, "INSERT INTO shared_locks (name,connection_id,created,ttl,lock_acquired,token,holder) "+
-		"VALUES (IF(GET_LOCK("+literal+",0)=1,_latin1 "+literal+",NULL),CONNECTION_ID(),UNIX_TIMESTAMP(),60,1,LAST_INSERT_ID("+clock+"),'bench')")
+// statements are the two that a lock and its release come to, as they are sent.
+func statements(ctx context.Context, s *testdb.Server, name string) (sent []string, err error) {
+	var record bool
+	db, err := testdb.OpenDB(s.DSN, func(c *mysql.Config) {
+		c.DBName = name
+		c.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+			return recorder{conn, func(packet []byte) {
+				if record && len(packet) > 5 { // length, number, command, text
+					sent = append(sent, string(packet[5:]))
+				}
+			}}, err
+		}
+	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return exec(ctx, conn, "DELETE FROM shared_locks WHERE name=_latin1 "+literal+" AND IF(token>0,RELEASE_LOCK("+literal+"),0)=1")
+	defer db.Close() //nolint:errcheck // nothing depends on it
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() //nolint:errcheck // as above
+	b := &bench{ctx, db, conn, sqllock.New(table.New(time.Minute))}
+	if err := b.pair(conn); err != nil {
+		return nil, err
+	}
+	record = true
+	if err := b.pair(conn); err != nil {
+		return nil, err
+	}
+	if len(sent) != 2 {
+		return nil, fmt.Errorf("a lock and its release are %d statements, not 2: %q", len(sent), sent)
+	}
+	// The token is another one each time.
+	sent[1] = regexp.MustCompile(`token=\d+`).ReplaceAllString(sent[1], "token=token")
+	return sent, nil
 }
 
-func tableAgainstRaw(engine string) func(context.Context, *testdb.Server) (result, error) {
-	return func(ctx context.Context, s *testdb.Server) (result, error) {
-		return withTable(ctx, s, engine, func(b *bench) (result, error) {
-			ours, peer, err := takeTurns(tableTurns, timed(b.ours), timed(func() error { return rawTable(ctx, b.conn) }))
+type recorder struct {
+	net.Conn
+	sent func(packet []byte)
+}
+
+func (r recorder) Write(p []byte) (int, error) {
+	r.sent(p)
+	return r.Conn.Write(p)
+}
+
+func tableAgainstRaw(ctx context.Context, s *testdb.Server) (result, error) {
+	return withTable(ctx, s, "MyISAM", func(b *bench) (result, error) {
+		var name string
+		if err := b.db.QueryRowContext(ctx, "SELECT DATABASE()").Scan(&name); err != nil {
+			return result{}, err
+		}
+		sent, err := statements(ctx, s, name)
+		if err != nil {
+			return result{}, err
+		}
+		ours, peer, err := takeTurns(tableTurns, timed(b.ours), timed(func() error {
+			if err := exec(ctx, b.conn, sent[0]); err != nil {
+				return err
+			}
+			return exec(ctx, b.conn, sent[1])
+		}))
+		if err != nil {
+			return result{}, err
+		}
+		return compare(ours, peer, 0.5, "raw:"), nil
+	})
+}
+
+func tableEngines(ctx context.Context, s *testdb.Server) (result, error) {
+	return withTable(ctx, s, "InnoDB", func(inno *bench) (result, error) {
+		return withTable(ctx, s, "MyISAM", func(my *bench) (result, error) {
+			o, p, err := takeTurns(tableTurns, timed(inno.ours), timed(my.ours))
 			if err != nil {
 				return result{}, err
 			}
-			return compare(ours, peer, 0.5, "raw:"), nil
+			return compare(o, p, 0.5, "MyISAM:"), nil
 		})
-	}
+	})
 }
 
 // tableAgainstPHP plays the statements of its-mieger/mysql-shared-locks for one
