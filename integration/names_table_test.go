@@ -40,7 +40,6 @@ func end(t *testing.T, db *sql.DB, name string) {
 func TestSpellings(t *testing.T) {
 	t.Parallel()
 	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
-		settled(t, db)
 		suffix := lockName("")
 		upper, lower := "Job"+suffix, "job"+suffix
 		one, two := conn(t, db), conn(t, db)
@@ -145,7 +144,6 @@ func TestSpellingsExclude(t *testing.T) {
 func TestPHPSpellings(t *testing.T) {
 	t.Parallel()
 	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
-		settled(t, db)
 		for _, test := range []struct{ name, php, ours string }{
 			{"accent", "café", "cafe"},
 			{"letter case", "Cafe", "cafe"},
@@ -333,7 +331,6 @@ func TestTableUnderDSNs(t *testing.T) {
 				for _, engine := range engines {
 					t.Run(engine, func(t *testing.T) {
 						db := lockTable(t, s, engine, dsn.change)
-						settled(t, db)
 						tenancies(t, table.New(time.Hour), db)
 						tenancies(t, table.New(time.Hour, table.WithPool(db)), db)
 					})

@@ -289,15 +289,6 @@ func broken(t *testing.T, k *sqllock.Locker, db *sql.DB, name string, session in
 // lockName is a name that no other test on the server has.
 func lockName(what string) string { return what + "-" + rand.Text()[:10] }
 
-// settled returns when the server is older than the second that it was started
-// in: rows of that second are never taken for those of a live holder that hangs.
-func settled(t *testing.T, db *sql.DB) {
-	t.Helper()
-	waitFor(t, "the server to be a second old", func() bool {
-		return ask[bool](t, db, "SELECT UNIX_TIMESTAMP()>((UUID_SHORT()>>24)&0xFFFFFFFF)")
-	})
-}
-
 // events collects what an observer is told.
 type events struct {
 	mu  sync.Mutex // guards all
@@ -501,7 +492,6 @@ func TestGoKilled(t *testing.T) {
 func TestPHPHangs(t *testing.T) {
 	t.Parallel()
 	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
-		settled(t, db)
 		do(t, db, "CREATE TABLE work (id int AUTO_INCREMENT PRIMARY KEY, text varchar(200) NOT NULL) ENGINE=InnoDB")
 		name, php, c := lockName("job"), newPHP(t, db), conn(t, db)
 		do(t, c, "SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED")
@@ -534,7 +524,6 @@ func TestPHPHangs(t *testing.T) {
 func TestPHPHangsWithinItsTTL(t *testing.T) {
 	t.Parallel()
 	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
-		settled(t, db)
 		name, php, c := lockName("job"), newPHP(t, db), conn(t, db)
 		const ttl = 2
 		k := sqllock.New(table.New(time.Hour))
@@ -578,7 +567,6 @@ func TestGoSessionGone(t *testing.T) {
 func TestGoHangsBesidePHP(t *testing.T) {
 	t.Parallel()
 	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
-		settled(t, db)
 		name, php, c := lockName("job"), newPHP(t, db), conn(t, db)
 		session := sessionID(t, c)
 		k := sqllock.New(table.New(time.Second))
@@ -667,7 +655,6 @@ func TestPHPAboutToLock(t *testing.T) {
 func TestPHPDiedHalfway(t *testing.T) {
 	t.Parallel()
 	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
-		settled(t, db)
 		const ttl = 1
 		for _, rung := range []bool{false, true} {
 			name, php, c := lockName("job"), newPHP(t, db), conn(t, db)
@@ -697,7 +684,6 @@ func TestPHPDiedHalfway(t *testing.T) {
 func TestPHPComesLate(t *testing.T) {
 	t.Parallel()
 	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
-		settled(t, db)
 		name, php := lockName("job"), newPHP(t, db)
 		var told events
 		k := sqllock.New(table.New(time.Hour), told.observe())
@@ -847,7 +833,6 @@ func TestUnmigratedRefused(t *testing.T) {
 func TestUnmigratedAllowed(t *testing.T) {
 	t.Parallel()
 	onPHPTables(t, func(t *testing.T, s *testdb.Server, db *sql.DB) {
-		settled(t, db)
 		do(t, db, "CREATE TABLE work (id int PRIMARY KEY) ENGINE=InnoDB")
 		for _, test := range []struct {
 			name string
@@ -963,7 +948,6 @@ func TestUnmigratedExtendInTransaction(t *testing.T) {
 func TestPHPOddRows(t *testing.T) {
 	t.Parallel()
 	onPHPTables(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
-		settled(t, db)
 		do(t, db, "ALTER TABLE shared_locks MODIFY connection_id bigint NULL, MODIFY created bigint NULL, MODIFY ttl bigint NULL, MODIFY lock_acquired tinyint(1) NULL")
 		b := table.New(time.Hour, table.AllowUnmigrated())
 		for _, test := range []struct {

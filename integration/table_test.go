@@ -972,3 +972,95 @@ func TestTableOperator(t *testing.T) {
 		}
 	})
 }
+
+// TestTableRoundTrips counts what acquire, check, extend and release send once the
+// server is known.
+func TestTableRoundTrips(t *testing.T) {
+	onEachEngine(t, func(t *testing.T, s *testdb.Server, db *sql.DB) {
+		name := database(t, db)
+		around := int64(1) // what acquire and release take
+		if ask[string](t, db, "SELECT engine FROM information_schema.tables WHERE table_schema=DATABASE() AND table_name='shared_locks'") == "InnoDB" {
+			around = 2
+			if s.Kind == testdb.MySQL {
+				around = 3
+			}
+		}
+		for _, dsn := range []struct {
+			name   string
+			change func(*mysql.Config)
+		}{
+			{"default", func(*mysql.Config) {}},
+			{"interpolateParams", func(c *mysql.Config) { c.InterpolateParams = true }},
+			{"clientFoundRows", func(c *mysql.Config) { c.ClientFoundRows = true }},
+			{"multiStatements", func(c *mysql.Config) { c.MultiStatements = true }},
+			{"ANSI_QUOTES", func(c *mysql.Config) {
+				c.Params = map[string]string{"sql_mode": "'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT'"}
+			}},
+			{"not strict", func(c *mysql.Config) { c.Params = map[string]string{"sql_mode": "''"} }},
+			{"gbk", func(c *mysql.Config) { c.Collation = "gbk_chinese_ci" }},
+		} {
+			t.Run(dsn.name, func(t *testing.T) {
+				db, writes := counted(t, s, func(c *mysql.Config) {
+					c.DBName = name
+					dsn.change(c)
+				})
+				c := conn(t, db)
+				k := sqllock.New(table.New(time.Minute))
+				release(t, acquire(t, k, c, "warm-up"))
+				var l *sqllock.Lock
+				sent := writes.Load()
+				for _, step := range []struct {
+					name string
+					want int64
+					do   func() error
+				}{
+					{"TryLock", around, func() (err error) { l, err = k.TryLock(t.Context(), c, "job"); return err }},
+					{"Check", 1, func() error { return l.Check(t.Context()) }},
+					{"AssertTTL", 1, func() error { return l.AssertTTL(t.Context(), time.Second) }},
+					{"Extend", around, func() error { return l.Extend(t.Context(), time.Minute) }},
+					{"Release", around, func() error { return l.Release(t.Context()) }},
+					{"Lock", around, func() (err error) { l, err = k.Lock(t.Context(), c, "job"); return err }},
+					{"Release after Lock", around, func() error { return l.Release(t.Context()) }},
+				} {
+					if err := step.do(); err != nil {
+						t.Fatalf("%s: %v", step.name, err)
+					}
+					now := writes.Load()
+					if now-sent != step.want {
+						t.Errorf("%s sent %d packets, want %d", step.name, now-sent, step.want)
+					}
+					sent = now
+				}
+			})
+		}
+	})
+}
+
+// TestTableOfTwoDatabases: one Backend on sessions whose default databases differ,
+// and so do the tables.
+func TestTableOfTwoDatabases(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		k := sqllock.New(table.New(time.Minute, table.AllowUnmigrated()))
+		var conns []*sql.Conn
+		for _, engine := range engines {
+			conns = append(conns, conn(t, lockTable(t, s, engine)))
+		}
+		php := schema(t, s)
+		do(t, php, documentedTable)
+		conns = append(conns, conn(t, php))
+		for range 2 {
+			for i, c := range conns {
+				l := acquire(t, k, c, "job")
+				if migrated := i < 2; migrated != (l.Token() != 0) {
+					t.Errorf("database %d: token %d", i, l.Token())
+				}
+				_, err := k.TryLock(t.Context(), conns[(i+1)%3], "job")
+				wantErr(t, "TryLock in another database of the server", err, sqllock.ErrBusy)
+				if err := l.Check(t.Context()); err != nil {
+					t.Errorf("Check: %v", err)
+				}
+				release(t, l)
+			}
+		}
+	})
+}

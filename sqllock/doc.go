@@ -20,6 +20,16 @@
 //	ErrLost      gone without having been released
 //	ErrUnknown   the release could not be confirmed; the session was discarded
 //
+// # Leases
+//
+// A lock of a [Leaser] backend also ends when its TTL is over, by the clock of the
+// server, even if its holder hangs. [TTL] sets it for one acquisition,
+// [Lock.Extend] prolongs it, [Lock.AssertTTL] asks how much is left, and
+// [Lock.Remaining] estimates that without asking. Whoever finds out by a call on
+// the handle that the time was over gets [ErrLost]; the session is closed then,
+// with what was begun on it, since it must not outlive the lock. [Lock.Token] is a
+// number that grows with every grant, for stores that refuse late writes.
+//
 // # What the core promises, whatever the backend
 //
 //   - A session never goes back to its pool with a lock of ours in it: when a

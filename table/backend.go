@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -124,7 +125,7 @@ func (r *row) doorbell() string {
 func (r *row) holder() sqllock.Holder {
 	return sqllock.Holder{
 		Key: r.name, Session: r.session, Process: r.process, Token: r.token,
-		Since: time.Unix(r.created, 0), Expires: time.Unix(r.created+r.ttl+1, 0),
+		Since: time.Unix(r.created, 0), Expires: time.Unix(r.created+min(r.ttl, 99999999999)+1, 0),
 	}
 }
 
@@ -159,24 +160,25 @@ func (c *crowd) expects(key string) bool {
 // attempt is an Acquire under way. Between two of its steps the session holds
 // nothing new.
 type attempt struct {
-	b       *Backend
-	req     sqllock.Request
-	bell    string // the doorbell, as an expression
-	ttl     int64  // in seconds
-	s       *session.Session
-	srv     *server
-	id      int64 // of the session, 0 if not known
-	rung    bool  // the doorbell is ours, taken in this step
-	pooled  bool  // rows are written over the pool, in this step
-	refused bool  // and in all that follow, since the session has been refused
-	tried   bool  // the first step is over; the others begin with a look
-	floor   int64 // the token has to be greater
-	pause   time.Duration
-	killed  *row      // whose session was told to end
-	giveUp  time.Time // when a TryLock has waited long enough for that
-	repairs int
-	granted bool
-	grant   sqllock.Grant
+	b        *Backend
+	req      sqllock.Request
+	bell     string // the doorbell, as an expression
+	ttl      int64  // in seconds
+	s        *session.Session
+	srv      *server
+	id       int64 // of the session, 0 if not known
+	rung     bool  // the doorbell is ours, taken in this step
+	pooled   bool  // rows are written over the pool, in this step
+	refused  bool  // and in all that follow, since the session has been refused
+	tried    bool  // the first step is over; the others begin with a look
+	floor    int64 // the token has to be greater
+	pause    time.Duration
+	killed   *row      // whose session was told to end
+	giveUp   time.Time // when a TryLock has waited long enough for that
+	repairs  int
+	reshaped bool // the table has been looked at again, since it had changed
+	granted  bool
+	grant    sqllock.Grant
 }
 
 // Acquire tries, and then waits, or takes over. See the package's documentation.
@@ -190,6 +192,9 @@ func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Reque
 		switch {
 		case a.granted && err == nil:
 			return a.grant, nil
+		case reshaped(err) && !a.reshaped:
+			a.reshaped, a.tried, a.srv = true, false, nil
+			b.last.Store(nil)
 		case damaged(err) && a.repairs == 0:
 			a.repairs++
 			err = b.repair(ctx, req, err)
@@ -476,7 +481,7 @@ func (a *attempt) judge(ctx context.Context, r *row, pause time.Duration) (more 
 		a.killed = nil // and gone
 	}
 	mine := r.session == a.id
-	live := r.there && r.used.Valid && r.used.Int64 == r.session && (!a.rung || !mine)
+	live := r.there && r.used.Valid && r.used.Int64 == r.session && (!a.rang(r) || !mine)
 	switch {
 	case ours && !a.rung, live && mine:
 		return false, sqllock.ErrHeld
@@ -495,6 +500,12 @@ func (a *attempt) judge(ctx context.Context, r *row, pause time.Duration) (more 
 		return true, a.replace(ctx, r)
 	}
 	return a.wait(ctx, a.bell, forever)
+}
+
+// rang reports whether the doorbell that was taken in this step is that of r, whose
+// name may be spelt in another way: on MySQL that is the same doorbell.
+func (a *attempt) rang(r *row) bool {
+	return a.rung && (r.name == a.req.Key || !userlock.IsMariaDB(a.srv.version) && strings.EqualFold(r.name, a.req.Key))
 }
 
 // forever is no limit to a wait but those of the slice and of ctx.

@@ -24,11 +24,11 @@ const (
 	try     = "IF(IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID(),-1,GET_LOCK(_latin1 X'6a6f62',0))"
 	held    = "SELECT IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID() v"
 	look    = "LEFT JOIN `shared_locks` r"
-	remove  = "DELETE FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND connection_id=3"
+	remove  = "DELETE FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND COALESCE(connection_id,0)=3"
 	claim   = "VALUES (IF(IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID(),"
-	condemn = "UPDATE `shared_locks` SET lock_acquired=9 WHERE name=_latin1 X'6a6f62' AND connection_id=3"
+	condemn = "UPDATE `shared_locks` SET lock_acquired=9 WHERE name=_latin1 X'6a6f62' AND COALESCE(connection_id,0)=3"
 	kill    = "KILL CONNECTION IF(COALESCE("
-	undo    = "UPDATE `shared_locks` SET lock_acquired=1 WHERE name=_latin1 X'6a6f62' AND connection_id=3"
+	undo    = "UPDATE `shared_locks` SET lock_acquired=1 WHERE name=_latin1 X'6a6f62' AND COALESCE(connection_id,0)=3"
 	letGo   = "SELECT RELEASE_LOCK(_latin1 X'6a6f62')"
 	free    = "DELETE FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND IF(token=42"
 	check   = "FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND token=42"
@@ -80,9 +80,11 @@ func (s *server) answer(statement string, answer ...driver.Value) {
 }
 
 // looked expects the look at the server and the table that the first lock brings.
-func (s *server) looked() {
+func (s *server) looked() { s.shape("MyISAM", 5, 2) }
+
+func (s *server) shape(engine string, needed, added int) {
 	s.ExpectQuery("SHOW GLOBAL VARIABLES").WillReturnRows(sqlmock.NewRows([]string{"n", "v"}).AddRow("version", "9.7.0"))
-	s.answer("information_schema.tables", "MyISAM", 5, 2, "shop", "9.7.0", "AB")
+	s.answer("information_schema.tables", engine, needed, added, "shop", "9.7.0", "AB")
 }
 
 func (s *server) done(statement string, id, rows int64) {
@@ -185,8 +187,22 @@ func TestTryLock(t *testing.T) {
 			s.fails(kill, 1095)
 			s.done(undo, 0, 1)
 		}, sqllock.ErrPermission, "session 3"},
-		{"no table", func(s *server) { s.fails(try, 1146); s.answer(held, 0) }, sqllock.ErrNoTable, "migrations.Up"},
-		{"no column", func(s *server) { s.fails(try, 1054); s.answer(held, 0) }, sqllock.ErrNoTable, "migrations.Up"},
+		{"no table", func(s *server) {
+			s.fails(try, 1146)
+			s.answer(held, 0)
+			s.shape("", 0, 0)
+		}, sqllock.ErrNoTable, "migrations.Up"},
+		{"no column any more", func(s *server) {
+			s.fails(try, 1054)
+			s.answer(held, 0)
+			s.shape("MyISAM", 5, 0)
+		}, sqllock.ErrNoTable, "migrations.Up"},
+		{"another table now", func(s *server) {
+			s.fails(try, 1054)
+			s.answer(held, 0)
+			s.shape("MyISAM", 5, 2)
+			s.done(try, 42, 1)
+		}, nil, ""},
 		{"no database", func(s *server) { s.fails(try, 1046); s.answer(held, 0) }, sqllock.ErrNoTable, "DSN"},
 		{"no privilege on the table", func(s *server) { s.fails(try, 1142); s.answer(held, 0) }, sqllock.ErrPermission, "INSERT"},
 		{"read-only", func(s *server) { s.fails(try, 1290); s.answer(held, 0) }, sqllock.ErrUnsupported, "primary"},

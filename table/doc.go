@@ -122,6 +122,9 @@
 // PHP's cleaning deletes the row of a hung holder when its TTL is over, but does not
 // kill it; PHP then can't get the doorbell, and gives up. From then on the row does
 // not say whom to kill, and the lock is free when that session ends; Break ends it.
+// PHP asks for the proof of life under its own spelling of the name, so it takes the
+// row of a Go lock of another spelling ("cafe" for "café", on MariaDB "Job" for
+// "job") for a dead one's; Go then finds out by its next check.
 // PHP waits without a place in a queue. A row that a PHP process left between its
 // INSERT and its UPDATE blocks until its TTL is over.
 //

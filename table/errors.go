@@ -30,6 +30,13 @@ func errInTransaction(cause error) error {
 		sqllock.ErrInTransaction, cause)
 }
 
+// reshaped reports whether the table is not what it was when it was looked at, or
+// the session is of another database.
+func reshaped(err error) bool {
+	n := userlock.Number(err)
+	return n == 1054 || n == 1146 // ER_BAD_FIELD_ERROR, ER_NO_SUCH_TABLE
+}
+
 // damaged reports whether err is about a table that REPAIR TABLE may mend. The
 // small numbers are those of the storage engine, which MariaDB hands on.
 func damaged(err error) bool {

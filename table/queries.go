@@ -35,7 +35,7 @@ const (
 
 // until is the first second in which a row is obsolete: the PHP package compares
 // created+ttl < now. Its TTLs may be anything; no sum may overflow.
-const until = "(created+LEAST(ttl,99999999999)+1)"
+const until = "(COALESCE(created,0)+GREATEST(LEAST(COALESCE(ttl,0),99999999999),-1)+1)"
 
 // usedBy is the session that holds the doorbell of a name that is stored in a
 // row. MariaDB compares the bytes of names as clients send them, so a name that
@@ -98,8 +98,8 @@ func (q queries) look(key string) string {
 
 // as is the condition that a row is as it was read.
 func (q queries) as(r *row) string {
-	where := " WHERE name=" + r.literal() + " AND connection_id=" + num(r.session) + " AND created=" + num(r.created) +
-		" AND ttl=" + num(r.ttl) + " AND lock_acquired=" + num(r.acquired)
+	where := " WHERE name=" + r.literal() + " AND COALESCE(connection_id,0)=" + num(r.session) + " AND COALESCE(created,0)=" + num(r.created) +
+		" AND COALESCE(ttl,0)=" + num(r.ttl) + " AND COALESCE(lock_acquired,0)=" + num(r.acquired)
 	if q.migrated {
 		where += " AND token=" + num(r.token)
 	}
