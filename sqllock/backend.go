@@ -116,9 +116,11 @@ type Holder struct {
 	// of a Do is checked every second or so, and looks no older than that.
 	Since time.Time
 
-	// Expires is when another session can take the lock, by the server's clock.
-	// It is zero for a lock without a TTL.
-	Expires time.Time
+	// Expires is when another session can take the lock, by the server's clock,
+	// and TimeLeft how long that is from when the server was asked, negative if it
+	// is over. They are zero for a lock without a TTL.
+	Expires  time.Time
+	TimeLeft time.Duration
 }
 
 // Event is something that happened to a lock beside what its callers are told.

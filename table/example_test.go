@@ -51,8 +51,8 @@ func ExampleBackend_List() {
 			return err
 		}
 		for _, h := range locks {
-			log.Printf("%s: %s, session %d of %s at %s, alive: %v, since %v, until %v",
-				h.Key, h.Process, h.Session, h.User, h.Host, h.Alive, h.Since, h.Expires)
+			log.Printf("%s: %s, session %d of %s at %s, alive: %v, since %v, for another %v",
+				h.Key, h.Process, h.Session, h.User, h.Host, h.Alive, h.Since, h.TimeLeft)
 		}
 		whom, err := sqllock.New(backend).Break(ctx, db, "invoices")
 		if err != nil {

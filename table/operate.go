@@ -189,14 +189,14 @@ func (br *breaking) bare(ctx context.Context, s *session.Session, r *row) error 
 
 // holding is a row of queries.holders.
 type holding struct {
-	name, process, user, host, database, state sql.NullString
-	session, created, expires, token, bell     sql.NullInt64
-	alive                                      sql.NullBool
+	name, process, user, host, database, state   sql.NullString
+	session, created, expires, left, token, bell sql.NullInt64
+	alive                                        sql.NullBool
 }
 
 func (h *holding) dest() []sql.Scanner {
 	return []sql.Scanner{
-		&h.name, &h.session, &h.created, &h.expires, &h.token, &h.process, &h.alive, &h.bell,
+		&h.name, &h.session, &h.created, &h.expires, &h.left, &h.token, &h.process, &h.alive, &h.bell,
 		&h.user, &h.host, &h.database, &h.state,
 	}
 }
@@ -218,6 +218,7 @@ func (h *holding) holder(key string) sqllock.Holder {
 		out.Key, out.Session, out.Alive = unhex(h.name.String), h.session.Int64, h.alive.Bool
 		out.Process, out.Token = h.process.String, h.token.Int64
 		out.Since, out.Expires = time.Unix(h.created.Int64, 0), time.Unix(h.expires.Int64, 0)
+		out.TimeLeft = length(h.left.Int64, time.Microsecond)
 	}
 	if !out.Alive {
 		// The session of that id, if there is one, is somebody else's.

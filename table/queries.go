@@ -158,7 +158,7 @@ func (q queries) holders(key string) string {
 	if q.migrated {
 		token, holder = "COALESCE(r.token,0)", "COALESCE(r.holder,'')"
 	}
-	columns := "SELECT HEX(CONVERT(r.name USING utf8mb4)) n,r.connection_id,r.created," + until + " e," + token + " t," + holder + " h," +
+	columns := "SELECT HEX(CONVERT(r.name USING utf8mb4)) n,r.connection_id,r.created," + until + " e," + until + "*1000000-" + micros + " l," + token + " t," + holder + " h," +
 		"COALESCE(IF(r.name IS NULL,NULL," + usedBy("r.name") + ")=r.connection_id AND r.created>=" + started + ",0) a"
 	process := ",COALESCE(p.user,''),COALESCE(p.host,''),COALESCE(p.db,''),COALESCE(p.command,'')"
 	if key == "" {
