@@ -403,6 +403,29 @@ func TestTableNoPrivilegeToKill(t *testing.T) {
 		}
 		release(t, l) // nobody took it
 		release(t, acquire(t, k, other, "job"))
+
+		// A Break that is refused leaves alone who holds the lock in time.
+		l = acquire(t, k, holder, "job", sqllock.TTL(time.Hour))
+		refused := make(chan struct{})
+		go func() {
+			defer close(refused)
+			for range 50 {
+				if _, err := k.Break(t.Context(), weak, "job"); !errors.Is(err, sqllock.ErrPermission) {
+					t.Errorf("Break: %v", err)
+				}
+			}
+		}()
+		for checking := true; checking; {
+			if err := l.Check(t.Context()); err != nil {
+				t.Fatalf("Check beside a Break that is refused: %v", err)
+			}
+			select {
+			case <-refused:
+				checking = false
+			default:
+			}
+		}
+		release(t, l)
 	})
 }
 
@@ -750,6 +773,71 @@ func TestTableSessionKeptAlive(t *testing.T) {
 	})
 }
 
+// TestTableFullPool: the pool that was lent is the one that the locks are in, and
+// they have all of it.
+func TestTableFullPool(t *testing.T) {
+	onEachEngine(t, func(t *testing.T, s *testdb.Server, db *sql.DB) {
+		pool := open(t, s, func(c *mysql.Config) { c.DBName = database(t, db) })
+		pool.SetMaxOpenConns(2)
+		k := sqllock.New(table.New(time.Minute, table.WithPool(pool)))
+		var wg sync.WaitGroup
+		var both sync.WaitGroup
+		both.Add(2)
+		for _, name := range []string{"a", "b"} {
+			wg.Go(func() {
+				err := k.Do(t.Context(), pool, name, func(ctx context.Context, l *sqllock.Lock) error {
+					both.Done()
+					both.Wait()
+					return l.Extend(ctx, time.Hour)
+				})
+				if err != nil {
+					t.Errorf("Do %s that extends: %v", name, err)
+				}
+			})
+		}
+		wg.Wait()
+		// Where only the pool will do, the error says what it lacks, and does not
+		// look like the end of the caller's ctx.
+		a, b := conn(t, pool), conn(t, pool)
+		l := acquire(t, k, a, "job")
+		do(t, a, "START TRANSACTION READ ONLY")
+		err := l.Extend(t.Context(), time.Hour)
+		wantErr(t, "Extend in a transaction with a full pool", err, sqllock.ErrInTransaction)
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the caller's ctx has not ended: %v", err)
+		}
+		do(t, a, "ROLLBACK")
+		release(t, l)
+		_ = b
+	})
+}
+
+// TestTableOddColumns: tables that locks can't be made in are refused, by Up and by
+// the backend, before anything is held.
+func TestTableOddColumns(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		for name, alter := range map[string]string{
+			"AUTO_INCREMENT": "ADD COLUMN id bigint NOT NULL AUTO_INCREMENT PRIMARY KEY",
+			"no default":     "ADD COLUMN extra int NOT NULL",
+			"short names":    "MODIFY COLUMN name varchar(20) NOT NULL",
+		} {
+			t.Run(name, func(t *testing.T) {
+				db := schema(t, s)
+				do(t, db, documentedTable)
+				do(t, db, "ALTER TABLE shared_locks "+alter)
+				if err := migrations.Up(t.Context(), db); err == nil || !strings.Contains(err.Error(), "shared_locks") {
+					t.Errorf("migrations.Up: %v", err)
+				}
+				if name == "short names" {
+					return
+				}
+				_, err := sqllock.New(table.New(time.Minute, table.AllowUnmigrated())).TryLock(t.Context(), conn(t, db), "job")
+				wantErr(t, "TryLock", err, sqllock.ErrNoTable)
+			})
+		}
+	})
+}
+
 // TestTableRowRemoved: an operator deletes the row of a live lock.
 func TestTableRowRemoved(t *testing.T) {
 	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
@@ -810,7 +898,10 @@ func TestTableMissing(t *testing.T) {
 		// Something else of that name.
 		do(t, db, "CREATE TABLE shared_locks (name varchar(64), what int)")
 		_, err = sqllock.New(table.New(time.Minute)).TryLock(t.Context(), c, "job")
-		check("TryLock with a table of another shape", err)
+		wantErr(t, "TryLock with a table of another shape", err, sqllock.ErrNoTable)
+		if err != nil && !strings.Contains(err.Error(), "table.WithTable") {
+			t.Errorf("the error should say what to do: %v", err)
+		}
 
 		none := open(t, s)
 		_, err = sqllock.New(table.New(time.Minute)).TryLock(t.Context(), conn(t, none), "job")

@@ -60,6 +60,9 @@ func (c *config) up(ctx context.Context, db *sql.DB) error {
 		if err := c.adoptable(ctx, conn); err != nil {
 			return err
 		}
+		if err := c.creatable(ctx, conn); err != nil {
+			return err
+		}
 		return versions.create(ctx, conn)
 	})
 	if err != nil {

@@ -36,23 +36,30 @@ func (k *Locker) Do(ctx context.Context, db *sql.DB, name string, fn func(ctx co
 }
 
 // TryDo is Do for work that is to be skipped when another session holds the
-// lock: it then returns false and no error at once, without having run fn. It
-// returns true whenever fn has run. It does not wait for the lock, but as long
-// as ctx allows for a connection of a pool that has none to spare.
+// lock: it then returns false and no error, without having run fn. It returns
+// true whenever fn has run. It does not wait for the lock, but as long as ctx
+// allows for a connection of a pool that has none to spare, and some seconds for
+// the session of a holder whose TTL is over to end; if that takes longer, the
+// error matches [ErrHolderAlive].
 func (k *Locker) TryDo(ctx context.Context, db *sql.DB, name string, fn func(ctx context.Context, lock *Lock) error, opts ...LockOption) (ran bool, err error) {
 	err = k.do(ctx, db, name, k.TryLock, func(ctx context.Context, lock *Lock) error {
 		ran = true
 		return fn(ctx, lock)
 	}, opts)
-	if !ran && errors.Is(err, ErrBusy) {
+	if !ran && errors.Is(err, ErrBusy) && !errors.Is(err, ErrHolderAlive) {
 		return false, nil
 	}
 	return ran, err
 }
 
+var errNilDB = errors.New("the *sql.DB is nil")
+
 type acquireFunc func(ctx context.Context, conn *sql.Conn, name string, opts ...LockOption) (*Lock, error)
 
 func (k *Locker) do(ctx context.Context, db *sql.DB, name string, acquire acquireFunc, fn func(context.Context, *Lock) error, opts []LockOption) error {
+	if fn == nil {
+		return &OpError{Op: "do", Name: name, Err: errors.New("the function is nil")}
+	}
 	for try := 1; ; try++ {
 		conn, err := k.conn(ctx, db, name)
 		if err != nil {
@@ -64,6 +71,9 @@ func (k *Locker) do(ctx context.Context, db *sql.DB, name string, acquire acquir
 			return k.run(ctx, lock, fn)
 		}
 		_ = conn.Close() // a session that is gone says so once more
+		if errors.Is(err, ErrHeld) {
+			return fmt.Errorf("%w; this connection of the pool has it since an earlier handle's conn was closed before its release", err)
+		}
 		if try == acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
 			return err
 		}
@@ -75,7 +85,7 @@ func (k *Locker) do(ctx context.Context, db *sql.DB, name string, acquire acquir
 func (k *Locker) conn(ctx context.Context, db *sql.DB, name string) (*sql.Conn, error) {
 	fail := func(err error) (*sql.Conn, error) { return nil, &OpError{Op: "do", Name: name, Err: err} }
 	if db == nil {
-		return fail(errors.New("the *sql.DB is nil"))
+		return fail(errNilDB)
 	}
 	if ctx.Err() != nil {
 		return fail(endOf(ctx))

@@ -22,8 +22,9 @@ var (
 	ErrNotHeld = errors.New("sqllock: the lock is not held")
 
 	// ErrLost is returned by every call on a handle whose lock is gone without
-	// having been released: its session ended, or something else freed it.
-	// Another session may hold the lock by now.
+	// having been released: its session ended, its TTL is over, or something else
+	// freed it. Another session may hold the lock by now. Where the session may
+	// still have had a part of it, it has been closed.
 	ErrLost = errors.New("sqllock: the lock was lost")
 
 	// ErrUnknown is returned by Check when the server could not be asked (the
@@ -66,7 +67,7 @@ var (
 
 	// ErrNoTable is returned when the table of the locks is not there, or not
 	// of the needed shape; the text names what creates it. Nothing is held.
-	ErrNoTable = errors.New("sqllock: the lock table is missing")
+	ErrNoTable = errors.New("sqllock: there is no usable lock table")
 
 	// ErrTTLTooShort is returned by AssertTTL when less time is left than was
 	// asked for. The lock is still held.
@@ -77,8 +78,9 @@ var (
 	ErrInvalidName = errors.New("sqllock: invalid lock name")
 
 	// ErrUnsupported is returned when the server can't keep the promises of
-	// the backend; the text says why. Nothing is held.
-	ErrUnsupported = errors.New("sqllock: not supported by this server")
+	// the backend, or the backend has no such thing as is asked for; the text
+	// says why. Nothing is held, nothing changed.
+	ErrUnsupported = errors.New("sqllock: not supported")
 )
 
 // OpError says which operation on which lock failed. Every error of a [Locker]

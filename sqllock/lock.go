@@ -124,8 +124,8 @@ func (l *Lock) whenEnded(f func(error)) {
 	}
 }
 
-// Check asks the server whether the lock is still held, in one round trip: nil
-// if it is, and an error that matches [ErrLost] if it is not, [ErrNotHeld] if
+// Check asks the server whether the lock is still held, and its TTL, if it has
+// one, not over, in one round trip: nil if it is, and an error that matches [ErrLost] if it is not, [ErrNotHeld] if
 // it has been released, or [ErrUnknown] if the server could not be asked.
 //
 // A ctx that has ended is returned as such, together with ErrUnknown, without
@@ -141,13 +141,14 @@ func (l *Lock) check(ctx context.Context) error {
 	return l.ask(ctx, func(g Grant) error { return l.locker.backend.Check(ctx, l.conn, g) })
 }
 
-// Extend has the lock end ttl from now, in place of when it would have ended.
-// It returns nil if that is so; an error that matches [ErrLost] if the lock had
-// ended before, by its TTL or otherwise, [ErrNotHeld] if it has been released,
-// and [ErrUnknown] if the server could not be asked: the lock then ends at the
-// old time or at the new one. It never acquires anew. [ErrUnsupported] is
-// returned for locks without a TTL. Whether it works while the session of the
-// lock is in a transaction is up to the backend.
+// Extend has the lock end ttl, which must be positive, from now, in place of when
+// it would have ended. It returns nil if that is so; an error that matches
+// [ErrLost] if the lock had ended before, by its TTL or otherwise (its session has
+// been closed then), [ErrNotHeld] if it has been released, and [ErrUnknown] if the
+// server could not be asked: the lock then ends at the old time or at the new one.
+// It never acquires anew. Whether it works while the session of the lock is in a
+// transaction is up to the backend; where it does not, the error matches
+// [ErrInTransaction]. [ErrUnsupported] is returned for locks without a TTL.
 func (l *Lock) Extend(ctx context.Context, ttl time.Duration) error {
 	return l.fail("extend", l.extend(ctx, ttl))
 }
@@ -204,6 +205,9 @@ func (l *Lock) ask(ctx context.Context, f func(Grant) error) error {
 	if errors.Is(err, sql.ErrConnDone) {
 		return l.connDone(err)
 	}
+	if errors.Is(err, ErrInTransaction) {
+		return err // nothing was asked
+	}
 	if err != nil && !errors.Is(err, ErrLost) {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
@@ -249,8 +253,12 @@ func (l *Lock) connDone(err error) error {
 // been closed rather than left with a lock in it. It never frees a lock that
 // was acquired after this one. Whatever it returns, the handle has ended.
 //
+// A lease that is released after its time, before anybody has taken it, was held
+// all the while, and Release returns nil.
+//
 // Release before closing the conn: a conn that has been closed is back in its
-// pool, out of reach, with the lock in it.
+// pool, out of reach, with the lock in it. When the time of a lease is over, its
+// next holder then kills that session, whoever uses it by now.
 func (l *Lock) Release(ctx context.Context) error {
 	l.mu.Lock()
 	if l.releasing || l.err != nil {

@@ -90,7 +90,9 @@ func New(b Backend, opts ...Option) *Locker {
 }
 
 // TryLock acquires name for the session under conn if it is free, and returns
-// [ErrBusy] if another session holds it. It does not wait for the lock.
+// [ErrBusy] if another session holds it. It does not wait for the lock; where the
+// TTL of its holder is over, and the session has to be ended, it waits some seconds
+// for that ([ErrHolderAlive]).
 //
 // On failure nothing has been acquired, and conn is as usable as before unless
 // the error matches [ErrSessionGone]. Rows of a query on conn must have been
@@ -175,7 +177,8 @@ func errNoTTL(b Backend) error {
 
 // Break takes name from its holder: it ends the holder's session, whose open
 // transaction the server rolls back, and returns when the lock is free of it,
-// with whom it ended. It is for operators; the user of db needs the privilege to
+// with whom it ended. name is the lock's as the application gives it, not its key
+// on the server, as in a [Holder]. It is for operators; the user of db needs the privilege to
 // end the sessions of the holder's user ([ErrPermission]). It returns
 // [ErrNotHeld] if the lock is free, and [ErrUnsupported] if the backend has no
 // such thing. A ctx that ends does not undo what has been done.
@@ -190,7 +193,7 @@ func (k *Locker) Break(ctx context.Context, db *sql.DB, name string) (Holder, er
 	case !ok:
 		return fail(fmt.Errorf("%w: %T can't break locks", ErrUnsupported, k.backend))
 	case db == nil:
-		return fail(errors.New("the *sql.DB is nil"))
+		return fail(errNilDB)
 	case ctx.Err() != nil:
 		return fail(endOf(ctx))
 	}
@@ -209,6 +212,9 @@ func (k *Locker) Holder(ctx context.Context, q Querier, name string) (Holder, er
 	key, err := Key(k.namespace, name)
 	if err != nil {
 		return Holder{}, &OpError{Op: "holder", Name: name, Err: err}
+	}
+	if q == nil || reflect.ValueOf(q).Kind() == reflect.Pointer && reflect.ValueOf(q).IsNil() {
+		return Holder{}, &OpError{Op: "holder", Name: name, Err: errors.New("there is nothing to ask over: the *sql.DB, *sql.Conn or *sql.Tx is nil")}
 	}
 	if ctx.Err() != nil {
 		return Holder{}, &OpError{Op: "holder", Name: name, Err: endOf(ctx)}

@@ -19,6 +19,8 @@ import (
 )
 
 const (
+	defaultName = "shared_locks"
+
 	// killTime is how long a killed session has to end while a TryLock looks on.
 	killTime = 2 * time.Second
 
@@ -58,7 +60,7 @@ func New(ttl time.Duration, opts ...Option) *Backend {
 	if ttl <= 0 {
 		panic(fmt.Sprintf("table: New(%v): the TTL must be positive", ttl))
 	}
-	b := &Backend{ttl: ttl, name: "shared_locks", process: process()}
+	b := &Backend{ttl: ttl, name: defaultName, process: process()}
 	for _, o := range opts {
 		o.apply(b)
 	}
@@ -443,7 +445,7 @@ func (a *attempt) claimant() int64 {
 // another one.
 func (a *attempt) exec(ctx context.Context, query func() string) (result, error) {
 	if a.pooled {
-		return a.b.overPool(ctx, query())
+		return a.b.overPool(ctx, poolTime, query())
 	}
 	res, err := userlock.Exec(ctx, a.s, query())
 	if !inTransaction(userlock.Number(err)) {
@@ -457,7 +459,7 @@ func (a *attempt) exec(ctx context.Context, query func() string) (result, error)
 		return nil, err
 	}
 	a.pooled, a.refused, a.id = true, true, id.Int64
-	return a.b.overPool(ctx, query())
+	return a.b.overPool(ctx, poolTime, query())
 }
 
 // changed is exec for what must have changed a row.
@@ -602,7 +604,7 @@ func (a *attempt) takeOver(ctx context.Context, r *row) (more bool, err error) {
 		return false, err
 	}
 	_, undone := a.changed(ctx, a.srv.queries.mark(r, before))
-	return false, errors.Join(errKill(r.session, err), undone)
+	return false, errors.Join(errKill("a holder whose time is over", r.session, err), undone)
 }
 
 // condemned is the mark of a session in lock_acquired: true for PHP, and neither
@@ -615,7 +617,7 @@ func (a *attempt) look(ctx context.Context) (*row, error) {
 		return look(ctx, a.s, a.b, a.srv, a.req.Key)
 	}
 	var r *row
-	err := a.b.withPool(ctx, func(s *session.Session) (err error) {
+	err := a.b.withPool(ctx, poolTime, func(s *session.Session) (err error) {
 		r, err = look(ctx, s, a.b, a.srv, a.req.Key)
 		return err
 	})
@@ -688,7 +690,7 @@ func (b *Backend) releaseApart(ctx context.Context, s *session.Session, srv *ser
 	}
 	if b.pool != nil {
 		// Where that fails, the row stays.
-		_, _ = b.overPool(ctx, srv.queries.drop(g))
+		_, _ = b.overPool(ctx, spareTime, srv.queries.drop(g))
 	}
 	var freed sql.NullInt64
 	if err := userlock.Ask(ctx, s, userlock.Release(text(g.Key)), &freed); err != nil {
@@ -770,7 +772,8 @@ func (b *Backend) inside(ctx context.Context, q sqllock.Querier, srv *server) (i
 }
 
 // Extend has g end ttl from now, rounded up to whole seconds. It runs over the
-// pool, if there is one, so the session of g may be busy or in a transaction.
+// pool, if there is one, so the session of g may be busy or in a transaction;
+// where the pool has no connection to spare, it runs on that session.
 func (b *Backend) Extend(ctx context.Context, conn *sql.Conn, g sqllock.Grant, ttl time.Duration) (until time.Time, err error) {
 	srv, err := serverOf(g)
 	if err != nil {
@@ -778,12 +781,16 @@ func (b *Backend) Extend(ctx context.Context, conn *sql.Conn, g sqllock.Grant, t
 	}
 	s := seconds(ttl)
 	query := srv.queries.extend(g, s)
-	start := time.Now()
+	var start time.Time
 	var res result
+	err = errNoSpare
 	if b.pool != nil {
-		res, err = b.overPool(ctx, query)
-	} else {
+		start = time.Now()
+		res, err = b.overPool(ctx, spareTime, query)
+	}
+	if errors.Is(err, errNoSpare) && ctx.Err() == nil {
 		err = session.Use(conn, func(s *session.Session) (err error) {
+			start = time.Now()
 			res, err = b.extend(ctx, s, srv, query)
 			return err
 		})

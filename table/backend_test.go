@@ -84,7 +84,7 @@ func (s *server) looked() { s.shape("MyISAM", 5, 2) }
 
 func (s *server) shape(engine string, needed, added int) {
 	s.ExpectQuery("SHOW GLOBAL VARIABLES").WillReturnRows(sqlmock.NewRows([]string{"n", "v"}).AddRow("version", "9.7.0"))
-	s.answer("information_schema.tables", engine, needed, added, "shop", "9.7.0", "AB")
+	s.answer("information_schema.tables", engine, needed, added, "", "shop", "9.7.0", "AB")
 }
 
 func (s *server) done(statement string, id, rows int64) {
@@ -375,6 +375,35 @@ func TestOptions(t *testing.T) {
 	}
 	for _, name := range []string{"a", "a.b", "0", "$x_1", strings.Repeat("x", 64) + "." + strings.Repeat("y", 64)} {
 		table.WithTable(name)
+	}
+}
+
+// TestShapes: what a look at the table says of one that will not do.
+func TestShapes(t *testing.T) {
+	for _, test := range []struct {
+		name          string
+		engine        string
+		needed, added int
+		odd           string
+		database      any
+		opts          []table.Option
+		texts         []string
+	}{
+		{"none", "", 0, 0, "", "shop", nil, []string{"no table shared_locks", "migrations.Up(ctx, db)"}},
+		{"none of that name", "", 0, 0, "", "shop", []table.Option{table.WithTable("mine")}, []string{`migrations.WithTable("mine")`}},
+		{"none in that schema", "", 0, 0, "", "locks", []table.Option{table.WithTable("locks.shared_locks")}, []string{"names the database locks"}},
+		{"no database", "", 0, 0, "", nil, nil, []string{"no database is selected", "DSN"}},
+		{"another table", "InnoDB", 1, 0, "", "shop", nil, []string{"not one of locks", "table.WithTable"}},
+		{"a column that nobody fills", "MyISAM", 5, 2, "extra", "shop", nil, []string{"extra", "default"}},
+		{"not migrated", "MyISAM", 5, 0, "", "shop", nil, []string{"migrations.Up(ctx, db), which adds them", "table.AllowUnmigrated()"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newServer(t)
+			s.ExpectQuery("SHOW GLOBAL VARIABLES").WillReturnRows(sqlmock.NewRows([]string{"n", "v"}).AddRow("version", "9.7.0"))
+			s.answer("information_schema.tables", test.engine, test.needed, test.added, test.odd, test.database, "9.7.0", "AB")
+			_, err := sqllock.New(table.New(time.Minute, test.opts...)).TryLock(t.Context(), s.conn, "job")
+			wantError(t, err, sqllock.ErrNoTable, test.texts...)
+		})
 	}
 }
 

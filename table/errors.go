@@ -2,6 +2,7 @@ package table
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/sqllock/go-sqllock/internal/userlock"
 	"github.com/sqllock/go-sqllock/sqllock"
@@ -51,17 +52,38 @@ func damaged(err error) bool {
 	return false
 }
 
-func errKill(session int64, err error) error {
+// errKill says why the session of a holder could not be ended.
+func errKill(who string, session int64, err error) error {
 	if userlock.Number(err) == 1095 { // ER_KILL_DENIED_ERROR
-		return fmt.Errorf("%w: the holder's time is over, and this user may not KILL its session %d, which is another user's; "+
-			"use one database user for all, or GRANT CONNECTION_ADMIN (on MariaDB CONNECTION ADMIN): %w",
-			sqllock.ErrPermission, session, err)
+		return fmt.Errorf("%w: this user may not KILL session %d, of %s, which is another user's; use one database user for all, "+
+			"or GRANT CONNECTION_ADMIN (MySQL, and SYSTEM_USER if the holder has it) or CONNECTION ADMIN (MariaDB): %w",
+			sqllock.ErrPermission, session, who, err)
 	}
-	return fmt.Errorf("the holder's time is over, and KILL of its session %d failed: %w", session, err)
+	return fmt.Errorf("KILL of session %d, of %s, failed: %w", session, who, err)
 }
 
 func (b *Backend) errNoTable(what string) error {
-	return fmt.Errorf("%w: %s: run migrations.Up(ctx, db), which creates it, and keeps what is there", sqllock.ErrNoTable, what)
+	return fmt.Errorf("%w: %s: run %s, which makes it", sqllock.ErrNoTable, what, b.up())
+}
+
+// up is the call that makes the table.
+func (b *Backend) up() string {
+	schema, name, qualified := strings.Cut(b.name, ".")
+	if !qualified {
+		schema, name = "", b.name
+	}
+	call := "migrations.Up(ctx, db)"
+	if name != defaultName {
+		call = `migrations.Up(ctx, db, migrations.WithTable("` + name + `"))`
+	}
+	if qualified {
+		call += " on a pool whose DSN names the database " + schema
+	}
+	return call
+}
+
+func errNoDatabase() error {
+	return fmt.Errorf("%w: no database is selected: name one in the DSN, or in table.WithTable(\"schema.shared_locks\")", sqllock.ErrNoTable)
 }
 
 // explain adds to the server's errors about the table what to do.
@@ -72,8 +94,7 @@ func (b *Backend) explain(err error) error {
 	case 1054: // ER_BAD_FIELD_ERROR
 		return fmt.Errorf("%w: %w", b.errNoTable("table "+b.name+" has not the columns it needs"), err)
 	case 1046: // ER_NO_DB_ERROR
-		return fmt.Errorf("%w: no database is selected: name one in the DSN, or in table.WithTable(\"schema.shared_locks\"): %w",
-			sqllock.ErrNoTable, err)
+		return fmt.Errorf("%w: %w", errNoDatabase(), err)
 	case 1142, 1143, 1044, 1227: // ER_TABLEACCESS_DENIED_ERROR and the like
 		return fmt.Errorf("%w: it needs SELECT, INSERT, UPDATE and DELETE on table %s: %w", sqllock.ErrPermission, b.name, err)
 	case 1290, 1836: // ER_OPTION_PREVENTS_STATEMENT, ER_READ_ONLY_MODE

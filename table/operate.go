@@ -30,9 +30,14 @@ func (b *Backend) Holder(ctx context.Context, q sqllock.Querier, key string) (sq
 	return h.holder(key), nil
 }
 
-// List tells of all rows of the table, of live and of dead holders, ordered by
-// name. It asks over one connection of db, and is not cut short by what it finds.
+// List tells of all rows of the table, of live and of dead holders, ordered by key;
+// the TTL and the namespace of locks do not matter. It asks over connections of db,
+// and waits for nothing but them. Errors match ErrNoTable and ErrPermission. It is
+// safe for concurrent use.
 func (b *Backend) List(ctx context.Context, db *sql.DB) ([]sqllock.Holder, error) {
+	if db == nil {
+		return nil, errors.New("table: list: the *sql.DB is nil")
+	}
 	srv, err := b.shapeOver(ctx, db)
 	if err != nil {
 		return nil, fmt.Errorf("table: list: %w", err)
@@ -59,8 +64,12 @@ func (b *Backend) List(ctx context.Context, db *sql.DB) ([]sqllock.Holder, error
 // Sweep removes the rows that nobody holds: of sessions that have ended or let go,
 // and of PHP processes that died before they had the lock, once their TTL is over.
 // It returns how many. It kills nobody, so the row of a holder that hangs stays.
-// Locks work without it; it is for names that nobody asks for any more.
+// Locks work without it; it is for names that nobody asks for any more. Errors match
+// ErrNoTable and ErrPermission. It is safe for concurrent use, with locks, too.
 func (b *Backend) Sweep(ctx context.Context, db *sql.DB) (removed int64, err error) {
+	if db == nil {
+		return 0, errors.New("table: sweep: the *sql.DB is nil")
+	}
 	srv, err := b.shapeOver(ctx, db)
 	if err != nil {
 		return 0, fmt.Errorf("table: sweep: %w", err)
@@ -79,9 +88,13 @@ const (
 	handOver   = time.Second
 )
 
-// Break ends the session that holds key, and removes its row. A lock without a row,
-// whose doorbell one session holds for longer than it takes to make a row, is
-// taken from that session.
+// Break ends the session that holds key, the name as List shows it, and removes its
+// row; what a dead session has left is only removed. Where there is no row, any
+// session that keeps the GET_LOCK of that name for a second is ended, also one of
+// another program. It returns whom it ended when the lock is free of it, which takes
+// as long as the rollback, or ErrNotHeld, ErrPermission, ErrNoTable, or, when ctx
+// ends first, ErrHolderAlive: then it has been told to end. It is safe for
+// concurrent use.
 func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Holder, error) {
 	srv, err := b.shapeOver(ctx, db)
 	if err != nil {
@@ -123,7 +136,7 @@ type breaking struct {
 	since time.Time // when a doorbell without a row was first seen
 }
 
-// step condemns and kills, or removes what is left. done means that the lock is
+// step kills, or removes what is left. done means that the lock is
 // free of whom it was taken from.
 func (br *breaking) step(ctx context.Context) (done bool, err error) {
 	err = userlock.Use(br.conn, func(s *session.Session) error {
@@ -150,25 +163,15 @@ func (br *breaking) gone(r *row) bool {
 	return br.whom != nil && (r.session != br.whom.session || r.token != br.whom.token)
 }
 
+// end kills the session of r, which may release, and even acquire anew, before
+// that: then it is the holder still. What is left of it is removed.
 func (br *breaking) end(ctx context.Context, s *session.Session, r *row) error {
 	br.whom = r
-	if r.used.Int64 != r.session || r.created < r.started {
-		_, err := userlock.Exec(ctx, s, br.srv.queries.remove(r))
-		return br.b.explain(err)
+	if r.used.Int64 == r.session && r.created >= r.started {
+		return br.kill(ctx, s, r)
 	}
-	before, mark := r.acquired, condemned(r.own)
-	if before != mark {
-		if _, err := userlock.Exec(ctx, s, br.srv.queries.mark(r, mark)); err != nil {
-			return br.b.explain(err)
-		}
-		return nil // the next look tells whether it was so
-	}
-	_, err := userlock.Exec(ctx, s, kill(r))
-	if err == nil || userlock.Number(err) == userlock.UnknownThread {
-		return nil
-	}
-	_, undone := userlock.Exec(ctx, s, br.srv.queries.mark(r, 1))
-	return errors.Join(errKill(r.session, err), undone)
+	_, err := userlock.Exec(ctx, s, br.srv.queries.remove(r))
+	return br.b.explain(err)
 }
 
 // bare ends a session that holds the doorbell and makes no row.
@@ -180,11 +183,15 @@ func (br *breaking) bare(ctx context.Context, s *session.Session, r *row) error 
 	if br.since.IsZero() || time.Since(br.since) < handOver {
 		return nil
 	}
-	_, err := userlock.Exec(ctx, s, kill(br.whom))
+	return br.kill(ctx, s, br.whom)
+}
+
+func (br *breaking) kill(ctx context.Context, s *session.Session, whom *row) error {
+	_, err := userlock.Exec(ctx, s, kill(whom))
 	if err == nil || userlock.Number(err) == userlock.UnknownThread {
 		return nil
 	}
-	return errKill(r.bell.Int64, err)
+	return errKill("the holder", whom.session, err)
 }
 
 // holding is a row of queries.holders.

@@ -175,13 +175,17 @@ func (q queries) sweep() string {
 		" AND COALESCE(" + usedBy("name") + "=connection_id,0)=0"
 }
 
-// shape asks for the engine of the table and which columns it has.
+// shape asks for the engine of the table and which columns it has, and for one
+// that an INSERT of ours would fail at, or get an insert id from.
 func shape(schema, name string) string {
 	where := " WHERE table_schema=" + schema + " AND table_name=" + text(name)
-	return "SELECT COALESCE(MAX(engine),''),(SELECT COUNT(*) FROM information_schema.columns" + where +
-		" AND column_name IN ('name','connection_id','created','ttl','lock_acquired'))," +
-		"(SELECT COUNT(*) FROM information_schema.columns" + where + " AND column_name IN ('token','holder'))," +
-		"COALESCE(MAX(table_schema),''),VERSION(),HEX(" + kindExpr + ") FROM information_schema.tables" + where
+	columns := " FROM information_schema.columns" + where
+	ours := "('name','connection_id','created','ttl','lock_acquired')"
+	return "SELECT COALESCE(MAX(engine),''),(SELECT COUNT(*)" + columns + " AND column_name IN " + ours + ")," +
+		"(SELECT COUNT(*)" + columns + " AND column_name IN ('token','holder'))," +
+		"(SELECT COALESCE(MAX(column_name),'')" + columns + " AND (extra LIKE '%auto_increment%'" +
+		" OR is_nullable='NO' AND column_default IS NULL AND extra='' AND column_name NOT IN " + ours + "))," +
+		schema + ",VERSION(),HEX(" + kindExpr + ") FROM information_schema.tables" + where
 }
 
 // quote returns name, which may have a schema in front, as identifiers, and what

@@ -45,9 +45,9 @@ func (a *attempt) admit(ctx context.Context) error {
 // shape looks at the table.
 func (b *Backend) shape(ask func(query string, dest ...sql.Scanner) error) (*server, error) {
 	quoted, schema, name := quote(b.name)
-	var engine, where, version, kind sql.NullString
+	var engine, odd, database, version, kind sql.NullString
 	var needed, added sql.NullInt64
-	if err := ask(shape(schema, name), &engine, &needed, &added, &where, &version, &kind); err != nil {
+	if err := ask(shape(schema, name), &engine, &needed, &added, &odd, &database, &version, &kind); err != nil {
 		return nil, b.explain(err)
 	}
 	srv := &server{
@@ -60,13 +60,19 @@ func (b *Backend) shape(ask func(query string, dest ...sql.Scanner) error) (*ser
 		srv.transactional = true
 	}
 	switch {
-	case needed.Int64 == 0:
+	case needed.Int64 == 0 && engine.String == "" && !database.Valid:
+		return nil, errNoDatabase()
+	case needed.Int64 == 0 && engine.String == "":
 		return nil, b.errNoTable("there is no table " + b.name + " that this user can see")
 	case needed.Int64 != 5:
-		return nil, b.errNoTable("table " + b.name + " has not the columns of a lock table")
+		return nil, fmt.Errorf("%w: table %s is not one of locks: it lacks some of the columns name, connection_id, created, ttl, "+
+			"lock_acquired; name another one by table.WithTable", sqllock.ErrNoTable, b.name)
+	case odd.String != "":
+		return nil, fmt.Errorf("%w: table %s has a column %s that no lock fills, or whose AUTO_INCREMENT would be taken for "+
+			"a fencing token; give it a default, or name another table by table.WithTable", sqllock.ErrNoTable, b.name, odd.String)
 	case !srv.queries.migrated && !b.unmigrated:
-		return nil, b.errNoTable("table " + b.name + " has no columns token and holder yet; " +
-			"table.AllowUnmigrated() does without them")
+		return nil, fmt.Errorf("%w: table %s has no columns token and holder: run %s, which adds them and keeps its rows, "+
+			"or do without them by table.AllowUnmigrated()", sqllock.ErrNoTable, b.name, b.up())
 	}
 	return srv, nil
 }
@@ -94,28 +100,32 @@ func inside(ctx context.Context, s *session.Session, srv *server) (open bool, id
 	return false, own.Int64, err
 }
 
+// How long to wait for a connection of the pool: where nothing else will do, and
+// where the session of the lock may do as well.
+const (
+	poolTime  = userlock.AnswerTime
+	spareTime = 250 * time.Millisecond
+)
+
+// errNoSpare is that the pool has no connection to spare.
+var errNoSpare = errors.New("the pool of table.WithPool had no connection to spare")
+
 // overPool changes rows on another session than that of the lock.
-func (b *Backend) overPool(ctx context.Context, query string) (res result, err error) {
-	err = b.withPool(ctx, func(s *session.Session) (err error) {
+func (b *Backend) overPool(ctx context.Context, patience time.Duration, query string) (res result, err error) {
+	err = b.withPool(ctx, patience, func(s *session.Session) (err error) {
 		res, err = userlock.Exec(ctx, s, query)
 		return b.explain(err)
 	})
 	return res, err
 }
 
-// withPool runs f on a session of the pool. An error that the session is gone is
-// not about the session of the lock, and says so.
-func (b *Backend) withPool(ctx context.Context, f func(*session.Session) error) error {
-	ctx, cancel := context.WithTimeout(ctx, userlock.AnswerTime)
-	defer cancel()
+// withPool runs f on a session of the pool. What becomes of that session says
+// nothing about the session of the lock, so neither does the error.
+func (b *Backend) withPool(ctx context.Context, patience time.Duration, f func(*session.Session) error) error {
 	for try := 1; ; try++ {
-		conn, err := b.pool.Conn(ctx)
+		conn, err := b.spare(ctx, patience)
 		if err != nil {
-			if s := b.pool.Stats(); s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
-				return fmt.Errorf("the pool of table.WithPool had no connection to spare: all %d (MaxOpenConns) were in use: %w",
-					s.MaxOpenConnections, err)
-			}
-			return fmt.Errorf("no connection from the pool of table.WithPool: %w", err)
+			return err
 		}
 		err = session.Use(conn, f)
 		gone := errors.Is(err, sqllock.ErrSessionGone)
@@ -123,14 +133,32 @@ func (b *Backend) withPool(ctx context.Context, f func(*session.Session) error) 
 			_ = session.Close(conn)
 		}
 		_ = conn.Close() // one that was closed says so
-		if gone && userlock.NotSent(err) && try < 3 {
-			continue // a dead connection of the pool
-		}
-		if gone {
+		switch {
+		case gone && userlock.NotSent(err) && try < 3: // a dead connection of the pool
+		case gone:
 			return fmt.Errorf("over the pool of table.WithPool: %v", err) //nolint:errorlint // see above
+		case errors.Is(err, sqllock.ErrNoTable):
+			return fmt.Errorf("over the pool of table.WithPool, which must lead to the same server and default database: %w", err)
+		default:
+			return err
 		}
-		return err
 	}
+}
+
+func (b *Backend) spare(ctx context.Context, patience time.Duration) (*sql.Conn, error) {
+	wait, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	conn, err := b.pool.Conn(wait)
+	switch {
+	case err == nil:
+		return conn, nil
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%w: %w", errNoSpare, err)
+	case wait.Err() != nil:
+		return nil, fmt.Errorf("%w for %v: %d of %d (MaxOpenConns) were in use",
+			errNoSpare, patience, b.pool.Stats().InUse, b.pool.Stats().MaxOpenConnections)
+	}
+	return nil, fmt.Errorf("no connection from the pool of table.WithPool: %w", err)
 }
 
 // repair repairs the table, once for all that find it damaged at a time.
