@@ -10,7 +10,8 @@
 // its-mieger/mysql-shared-locks, on whose table Go and PHP exclude each other. A
 // table of that package is adopted: its rows stay, and so does its engine unless
 // [WithEngine] says otherwise. The two columns that are added have defaults, so
-// PHP goes on as before. Tables that Up creates have a comment that starts with
+// PHP goes on as before. A table with a column that an INSERT may not leave out, with
+// AUTO_INCREMENT, or with names of less than 64 characters is refused. Tables that Up creates have a comment that starts with
 // "go-sqllock"; by that Down knows what it may drop.
 //
 // Up without options comes to this. It is what SQL returns, and may run again:
@@ -62,6 +63,6 @@
 // Servers that package mysqlnamed refuses, such as the nodes of a Galera cluster,
 // are refused here, too; run the files or the SQL by other means there. MyISAM
 // has no transactions and is not replicated by Galera: use WithEngine("InnoDB").
-// Servers with sql_require_primary_key need that as well; a table that was there
-// before needs a primary key first.
+// Servers with sql_require_primary_key need that as well, and Up says so before it
+// creates anything; a table that was there before needs a primary key first.
 package migrations

@@ -20,7 +20,13 @@ const (
 // goose, its command or its Provider, with dialect "mysql". Use a version table
 // of their own, and keep others from migrating meanwhile: [Up] does both, and
 // also refuses to alter a table that is not a lock table, which the files alone
-// do not. An error is about the options.
+// do not. An error is about the options. With the goose command, after
+// os.CopyFS("locks", fsys):
+//
+//	goose -dir locks -table shared_locks_version mysql "$DSN" up
+//
+// Up may follow, where the version table is called like that: the table's name
+// with "_version" behind it.
 func FS(opts ...Option) (fs.FS, error) {
 	c, err := configure(opts)
 	if err != nil {
@@ -34,8 +40,8 @@ func FS(opts ...Option) (fs.FS, error) {
 }
 
 // SQL returns what [Up] brings about as plain SQL for other tools. It has to run
-// on one session, one statement after the other, and may run again; [Up] may
-// follow, too. An error is about the options.
+// on one session, one statement after the other (the mysql client does; a driver
+// needs multiStatements for it as a whole), and may run again; [Up] may follow, too. An error is about the options.
 func SQL(opts ...Option) (string, error) {
 	files, err := FS(opts...)
 	if err != nil {

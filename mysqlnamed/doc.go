@@ -65,8 +65,9 @@
 //     another statement than GET_LOCK ends with that statement.
 //   - The host dies, or the network to it: the server knows nothing of it, and
 //     keeps the lock until wait_timeout (eight hours by default) or the keepalive
-//     of TCP ends the session. A wait_timeout of some seconds in the DSN bounds
-//     that; the check of a Do each second keeps its session from being idle.
+//     of TCP ends the session. A wait_timeout of some seconds in the DSN of a pool
+//     that serves nothing but Do bounds that; the check of a Do each second keeps
+//     its session from being idle.
 //
 // # Servers
 //

@@ -42,7 +42,7 @@ func ExampleBackend_handle() {
 		if err != nil {
 			return err
 		}
-		defer conn.Close() //nolint:errcheck // after the release
+		defer conn.Close() // after the release
 
 		wait, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()

@@ -26,10 +26,13 @@ func TestReadme(t *testing.T) {
 	}
 	for _, block := range blocks {
 		code, _, _ := strings.Cut(block, "```")
-		indented := "\t" + strings.ReplaceAll(strings.TrimSpace(code), "\n", "\n\t")
-		indented = strings.ReplaceAll(indented, "\n\t\n", "\n\n")
-		if !strings.Contains(string(examples), indented) {
-			t.Errorf("not in example_test.go:\n%s", indented)
+		found := false
+		for _, tabs := range []string{"\t", "\t\t"} {
+			indented := tabs + strings.ReplaceAll(strings.TrimSpace(code), "\n", "\n"+tabs)
+			found = found || strings.Contains(string(examples), strings.ReplaceAll(indented, "\n"+tabs+"\n", "\n\n"))
+		}
+		if !found {
+			t.Errorf("not in the examples:\n%s", code)
 		}
 	}
 }

@@ -29,7 +29,7 @@ func Example() {
 	err = locker.Do(ctx, db, "invoices", func(ctx context.Context, lock *sqllock.Lock) error {
 		for _, customer := range customers() {
 			if err := lock.Extend(ctx, 10*time.Minute); err != nil {
-				return err // ErrLost: somebody else has it, or may have it at any moment
+				return err // ErrLost, or ErrUnknown if the server could not be asked
 			}
 			if err := invoice(ctx, customer, lock.Token()); err != nil {
 				return err
@@ -40,6 +40,34 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+}
+
+// Work that must not be committed after the lock was lost: in a transaction on the
+// lock's own connection, which the next holder ends before it has the lock.
+func Example_transaction() {
+	book := func(ctx context.Context, db *sql.DB, locker *sqllock.Locker) error {
+		conn, err := db.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		lock, err := locker.Lock(ctx, conn, "stock", sqllock.TTL(time.Minute))
+		if err != nil {
+			return err
+		}
+		defer lock.Release(ctx)
+
+		tx, err := conn.BeginTx(ctx, nil) // on the lock's connection: it can't outlive the lock
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback()
+		if err := bookStock(ctx, tx); err != nil {
+			return err
+		}
+		return tx.Commit() // fails if the lock was taken over
+	}
+	_ = book
 }
 
 // An operator at night: who has which lock, and how to get rid of them.
@@ -54,15 +82,21 @@ func ExampleBackend_List() {
 			log.Printf("%s: %s, session %d of %s at %s, alive: %v, since %v, for another %v",
 				h.Key, h.Process, h.Session, h.User, h.Host, h.Alive, h.Since, h.TimeLeft)
 		}
-		whom, err := sqllock.New(backend).Break(ctx, db, "invoices")
-		if err != nil {
-			return err
+		for _, h := range locks {
+			if h.Alive && h.Key == "billing:invoices" {
+				whom, err := backend.Break(ctx, db, h.Key)
+				if err != nil {
+					return err
+				}
+				log.Printf("ended session %d of %s", whom.Session, whom.Process)
+			}
 		}
-		log.Printf("ended session %d of %s", whom.Session, whom.Process)
 		return nil
 	}
 	_ = operate
 }
+
+func bookStock(context.Context, *sql.Tx) error { return nil }
 
 func customers() []string { return nil }
 

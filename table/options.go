@@ -18,7 +18,7 @@ var identifiers = regexp.MustCompile(`^[0-9A-Za-z_$]{1,64}(\.[0-9A-Za-z_$]{1,64}
 
 // WithTable names the table, with its schema in front if it is not in the
 // default database of the sessions: "locks.shared_locks". Without it the table is
-// called shared_locks. It panics unless each name is 1 to 64 letters, digits,
+// called shared_locks. It panics unless each name is 1 to 64 ASCII letters, digits,
 // "_" or "$".
 func WithTable(name string) Option {
 	if !identifiers.MatchString(name) {
@@ -28,15 +28,18 @@ func WithTable(name string) Option {
 }
 
 // WithPool lends the backend connections of db, each for one statement or a
-// few, for what the session of a lock can't do: extend a lease while that session
-// is in a transaction or busy, keep rows of an InnoDB table, and writes that the
-// server refuses there, out of the caller's transaction, repair a damaged table,
-// and end a wait at once when its ctx is cancelled (by KILL QUERY; without a pool
-// a cancelled wait ends within a second).
+// few, for what the session of a lock can't do, or should not: extend a lease, since
+// that session may be busy or in a transaction (where no connection is to be had
+// for a quarter of a second, Extend runs on the session after all), keep rows of
+// an InnoDB table, and writes that the server refuses there, out of the caller's
+// transaction, repair a damaged table, and end a wait at once when its ctx is
+// cancelled (by KILL QUERY; without a pool a cancelled wait ends within a second).
 //
 // It must lead to the same server and default database, as the same user. The
 // application's own pool will do where it has a connection to spare at that
-// moment; what can't be done within seconds fails with an error that says so.
+// moment; what can't be done within five seconds fails with an error that says so.
+// With it waits stay longer in the server's queue, four seconds and not one, which
+// the readTimeout of the DSN must exceed.
 func WithPool(db *sql.DB) Option {
 	return option(func(b *Backend) { b.pool = db })
 }

@@ -70,7 +70,7 @@ func (w Waiter) Wait(ctx context.Context, s *session.Session, lock string, d tim
 		// ctx has ended. The KILL, if there was one, has been answered before
 		// anything else is sent.
 		if killErr := <-kill; killErr != nil {
-			return Taken, fmt.Errorf("%w: the wait could not be ended over the control pool: %w", sqllock.ErrSessionGone, killErr)
+			return Taken, fmt.Errorf("%w: the wait could not be ended over the pool that was lent: %w", sqllock.ErrSessionGone, killErr)
 		}
 	}
 	if err == nil && !answer.Valid {
@@ -145,11 +145,11 @@ func (w Waiter) controlConn(running context.Context) (*sql.Conn, error) {
 	case running.Err() != nil:
 		return nil, nil //nolint:nilnil // no connection is needed any more
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("the control pool had no connection to spare for %v", killTime)
+		return nil, fmt.Errorf("it had no connection to spare for %v", killTime)
 	}
 	return nil, err
 }
 
 func errNoKill() error {
-	return fmt.Errorf("the session was not seen to end its wait for %v; does the control pool lead to the same server?", killTime)
+	return fmt.Errorf("the session was not seen to end its wait for %v; does that pool lead to the same server?", killTime)
 }
