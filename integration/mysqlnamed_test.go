@@ -864,7 +864,7 @@ func TestHolderWithoutPrivilege(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := sqllock.Holder{Session: l.Grant().Session}
+		want := sqllock.Holder{Key: t.Name(), Alive: true, Session: l.Grant().Session}
 		got, err := k.Holder(t.Context(), plain, t.Name())
 		if err != nil || got != want {
 			t.Errorf("Holder: got %+v, %v; want %+v", got, err, want)
