@@ -773,6 +773,101 @@ func TestTableSessionKeptAlive(t *testing.T) {
 	})
 }
 
+// TestTableHungInSerializable: a check in the holder's transaction does not keep
+// others from taking over, whatever its isolation level.
+func TestTableHungInSerializable(t *testing.T) {
+	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
+		do(t, db, "CREATE TABLE work (id int PRIMARY KEY) ENGINE=InnoDB")
+		k := sqllock.New(table.New(time.Second))
+		hung, other := conn(t, db), conn(t, db)
+		l := acquire(t, k, hung, "job")
+		tx, err := hung.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelSerializable})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback() //nolint:errcheck // its session is gone
+		if err := l.Check(t.Context()); err != nil {
+			t.Fatalf("Check in the transaction: %v", err)
+		}
+		// Neither is it a part of the transaction: what others commit now is seen.
+		do(t, db, "INSERT INTO work VALUES (1)")
+		if n := ask[int](t, tx, "SELECT COUNT(*) FROM work"); n != 1 {
+			t.Errorf("after Check the transaction sees %d rows, want the 1 that was committed since", n)
+		}
+		newer := acquire(t, k, other, "job")
+		if err := tx.Commit(); err == nil {
+			t.Error("the stale holder could commit")
+		}
+		release(t, newer)
+	})
+}
+
+// TestTableOwnLeaving: a session comes back for a lock whose row it could not
+// remove when it released it. Nobody takes it for a holder that hangs.
+func TestTableOwnLeaving(t *testing.T) {
+	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
+		back, other := conn(t, db), conn(t, db)
+		id := sessionID(t, back)
+		for round := range 100 {
+			do(t, db, "INSERT INTO shared_locks (name,connection_id,created,ttl,lock_acquired) VALUES ('job',?,UNIX_TIMESTAMP()-100,1,1)", id)
+			var wg sync.WaitGroup
+			for _, c := range []*sql.Conn{back, other} {
+				wg.Go(func() {
+					// A Backend of its own remembers nothing of the row.
+					l, err := sqllock.New(table.New(time.Minute)).TryLock(t.Context(), c, "job")
+					if err != nil && (!errors.Is(err, sqllock.ErrBusy) || errors.Is(err, sqllock.ErrSessionGone)) {
+						t.Errorf("round %d: %v", round, err)
+					}
+					if err == nil {
+						err = l.Release(t.Context())
+					}
+					if err != nil && !errors.Is(err, sqllock.ErrBusy) {
+						t.Errorf("round %d: %v", round, err)
+					}
+				})
+			}
+			wg.Wait()
+			if t.Failed() {
+				return
+			}
+			do(t, db, "DELETE FROM shared_locks")
+		}
+	})
+}
+
+// TestTableLockTablesAfterACrowd: a session under LOCK TABLES is refused in its
+// first look, where others spare themselves the try.
+func TestTableLockTablesAfterACrowd(t *testing.T) {
+	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
+		do(t, db, "CREATE TABLE work (id int PRIMARY KEY) ENGINE=InnoDB")
+		for _, pool := range []*sql.DB{nil, db} {
+			k := sqllock.New(table.New(time.Minute, table.WithPool(pool)))
+			holder, other, c := conn(t, db), conn(t, db), conn(t, db)
+			l := acquire(t, k, holder, "job")
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			_, err := k.Lock(ctx, other, "job")
+			cancel()
+			wantErr(t, "Lock", err, sqllock.ErrBusy)
+			release(t, l)
+			do(t, c, "LOCK TABLES work WRITE")
+			l, err = k.Lock(t.Context(), c, "job")
+			if pool == nil {
+				wantErr(t, "Lock without a pool", err, sqllock.ErrInTransaction)
+			} else if err != nil {
+				t.Fatalf("Lock: %v", err)
+			}
+			do(t, c, "UNLOCK TABLES")
+			if l != nil {
+				release(t, l)
+			}
+			release(t, acquire(t, k, other, "job"))
+			if n := rowsLeft(t, db); n != 0 {
+				t.Errorf("%d rows are left", n)
+			}
+		}
+	})
+}
+
 // TestTableFullPool: the pool that was lent is the one that the locks are in, and
 // they have all of it.
 func TestTableFullPool(t *testing.T) {
@@ -1000,6 +1095,7 @@ func TestTableOperator(t *testing.T) {
 		do(t, db, "KILL CONNECTION "+strconv.FormatInt(deadID, 10))
 		waitFor(t, "the session to end", func() bool { return !ask[sql.NullInt64](t, db, "SELECT IS_USED_LOCK('dead')").Valid })
 		do(t, db, "INSERT INTO shared_locks (name,connection_id,created,ttl,lock_acquired) VALUES ('php',0,UNIX_TIMESTAMP(),3600,0),('php over',0,1,1,0)")
+		do(t, db, "INSERT INTO shared_locks (name,connection_id,created,ttl,lock_acquired) VALUES ('',0,1,1,1)")
 		do(t, bare, "DO GET_LOCK('bare',0)")
 
 		all, err := b.List(t.Context(), db)
@@ -1010,11 +1106,11 @@ func TestTableOperator(t *testing.T) {
 		for _, h := range all {
 			got = append(got, fmt.Sprintf("%s %v %d", h.Key, h.Alive, h.Session))
 		}
-		want := fmt.Sprintf("dead false %d,live true %d,php false 0,php over false 0", deadID, sessionID(t, live))
+		want := fmt.Sprintf(" false 0,dead false %d,live true %d,php false 0,php over false 0", deadID, sessionID(t, live))
 		if strings.Join(got, ",") != want {
 			t.Errorf("List: got %v, want %s", got, want)
 		}
-		if h := all[1]; h.User == "" || h.Host == "" || h.Database != database(t, db) || h.Process == "" || h.Token != l.Token() ||
+		if h := all[2]; h.User == "" || h.Host == "" || h.Database != database(t, db) || h.Process == "" || h.Token != l.Token() ||
 			time.Until(h.Expires) < 30*time.Minute || time.Since(h.Since) > time.Hour {
 			t.Errorf("List tells of a live holder %+v", h)
 		}
@@ -1023,8 +1119,8 @@ func TestTableOperator(t *testing.T) {
 			t.Errorf("Holder of a doorbell without a row: %+v, %v", h, err)
 		}
 
-		if n, err := b.Sweep(t.Context(), db); err != nil || n != 2 {
-			t.Errorf("Sweep removed %d, %v; want 2, the dead and what PHP has left", n, err)
+		if n, err := b.Sweep(t.Context(), db); err != nil || n != 3 {
+			t.Errorf("Sweep removed %d, %v; want 3, the dead and what PHP has left", n, err)
 		}
 		if err := l.Check(t.Context()); err != nil {
 			t.Errorf("Check after Sweep: %v", err)

@@ -126,6 +126,16 @@ func TestExtendAnswers(t *testing.T) {
 	}
 }
 
+// TestRemainingAfterAnUnknownExtend: the shorter time may be the one that counts.
+func TestRemainingAfterAnUnknownExtend(t *testing.T) {
+	b := &leases{until: time.Now().Add(time.Hour), extend: func(time.Duration) (time.Time, error) { return time.Time{}, errNetwork }}
+	l := lock(t, sqllock.New(b), session(t, pool(t)), "a")
+	wantIs(t, "Extend", l.Extend(t.Context(), time.Second), sqllock.ErrUnknown)
+	if left := l.Remaining(); left > time.Second {
+		t.Errorf("Remaining is %v, and the server may have shortened it to a second", left)
+	}
+}
+
 func TestAssertTTL(t *testing.T) {
 	b := &leases{until: time.Now().Add(time.Hour), left: func() (time.Duration, error) { return 5 * time.Second, nil }}
 	l := lock(t, sqllock.New(b), session(t, pool(t)), "a")

@@ -26,6 +26,8 @@ type Lock struct {
 	name   string
 	done   chan struct{}
 
+	extending sync.Mutex // held across an Extend
+
 	mu        sync.Mutex // guards the following; not held across I/O
 	grant     Grant      // of which only Until changes
 	releasing bool       // a Release has begun: it alone says how the lock ended
@@ -125,8 +127,9 @@ func (l *Lock) whenEnded(f func(error)) {
 }
 
 // Check asks the server whether the lock is still held, and its TTL, if it has
-// one, not over, in one round trip: nil if it is, and an error that matches [ErrLost] if it is not, [ErrNotHeld] if
-// it has been released, or [ErrUnknown] if the server could not be asked.
+// one, not over: nil if so, and an error that matches [ErrLost] if it is not,
+// [ErrNotHeld] if it has been released, or [ErrUnknown] if the server could not be
+// asked. It takes one round trip, or as many as the backend says.
 //
 // A ctx that has ended is returned as such, together with ErrUnknown, without
 // asking. The statement itself is not cut short by ctx, since that would close
@@ -161,19 +164,37 @@ func (l *Lock) extend(ctx context.Context, ttl time.Duration) error {
 	case ttl <= 0:
 		return fmt.Errorf("the TTL is %v, and must be positive; the lock was not changed", ttl)
 	}
+	l.extending.Lock() // so that the last one on the server is the last one here
+	defer l.extending.Unlock()
 	return l.ask(ctx, func(g Grant) error {
+		// Until the answer is known, the earlier end may be the one that counts.
+		l.endsBy(minTime(g.Until, time.Now().Add(ttl)))
 		until, err := b.Extend(ctx, l.conn, g, ttl)
-		if err == nil {
-			l.mu.Lock()
-			l.grant.Until = until
-			l.mu.Unlock()
+		switch {
+		case err == nil:
+			l.endsBy(until)
+		case errors.Is(err, ErrInTransaction):
+			l.endsBy(g.Until)
 		}
 		return err
 	})
 }
 
+func (l *Lock) endsBy(until time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.grant.Until = until
+}
+
+func minTime(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
 // AssertTTL asks the server, by whose clock TTLs are counted, whether the lock
-// is held and as much of its time is left as atLeast, in one round trip. It returns
+// is held and as much of its time is left as atLeast, as Check does. It returns
 // an error that matches [ErrTTLTooShort] if less is left, and otherwise as Check
 // does. [ErrUnsupported] is returned for locks without a TTL.
 func (l *Lock) AssertTTL(ctx context.Context, atLeast time.Duration) error {

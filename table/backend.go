@@ -46,6 +46,8 @@ type Backend struct {
 	admitted userlock.Admitted[string, *server] // by kindExpr in hex
 	last     atomic.Pointer[server]             // the one of the latest acquisition
 	floor    atomic.Int64                       // the greatest token seen
+	left     leavings
+	doomed   doomed
 }
 
 var (
@@ -131,6 +133,72 @@ func (r *row) holder() sqllock.Holder {
 	}
 }
 
+// leavings are the rows that stayed behind when their locks were released where no
+// row can be removed. Each is removed before its session rings again: with its
+// doorbell held by the session that it names, it would look like a hung holder's.
+type leavings struct {
+	mu   sync.Mutex               // guards rows
+	rows map[string]sqllock.Grant // by key
+}
+
+func (l *leavings) put(g sqllock.Grant) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rows == nil {
+		l.rows = make(map[string]sqllock.Grant)
+	}
+	l.rows[g.Key] = g
+}
+
+func (l *leavings) get(key string) (sqllock.Grant, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g, ok := l.rows[key]
+	return g, ok
+}
+
+func (l *leavings) drop(g sqllock.Grant) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rows[g.Key].Token == g.Token {
+		delete(l.rows, g.Key)
+	}
+}
+
+// doomed are the rows whose sessions were seen to hang: a wait for them may be made
+// of several attempts, each of a short ctx.
+type doomed struct {
+	mu   sync.Mutex          // guards rows
+	rows map[string]sighting // by key
+}
+
+// sighting is what identifies a row, and when it was first seen.
+type sighting struct {
+	session, created, token int64
+	at                      time.Time
+}
+
+// since returns how long ago r was first seen to hang.
+func (d *doomed) since(key string, r *row) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if seen, ok := d.rows[key]; ok && seen.session == r.session && seen.created == r.created && seen.token == r.token {
+		return time.Since(seen.at)
+	}
+	if d.rows == nil {
+		d.rows = make(map[string]sighting)
+	}
+	d.rows[key] = sighting{r.session, r.created, r.token, time.Now()}
+	return 0
+}
+
+// forget is for when the lock has been granted.
+func (d *doomed) forget(key string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.rows, key)
+}
+
 // crowd remembers which name was found taken last: while many want it, a try
 // before each wait is in vain, and costs a third of the grants.
 type crowd struct {
@@ -176,6 +244,7 @@ type attempt struct {
 	floor    int64 // the token has to be greater
 	pause    time.Duration
 	killed   *row      // whose session was told to end
+	taking   bool      // a takeover is under way
 	giveUp   time.Time // when a TryLock has waited long enough for that
 	repairs  int
 	reshaped bool // the table has been looked at again, since it had changed
@@ -217,7 +286,7 @@ func (a *attempt) again(ctx context.Context) bool {
 	if userlock.Ended(ctx) {
 		return false
 	}
-	if !a.req.Wait && (a.killed == nil || time.Now().After(a.giveUp)) {
+	if !a.req.Wait && (!a.taking || time.Now().After(a.giveUp)) {
 		return false
 	}
 	if a.pause == 0 {
@@ -281,6 +350,9 @@ func (a *attempt) begin(ctx context.Context) error {
 		return err
 	}
 	a.tried = true
+	if err := a.tidy(ctx); err != nil {
+		return err
+	}
 	if !a.req.Wait || !a.b.crowd.expects(a.req.Key) {
 		if err := a.try(ctx); err != nil || a.granted || a.rung || !a.req.Wait {
 			return err
@@ -294,6 +366,19 @@ func (a *attempt) begin(ctx context.Context) error {
 	}
 	_, err := a.wait(ctx, a.bell, d)
 	return err
+}
+
+// tidy removes what an earlier release of this process has left of the name.
+func (a *attempt) tidy(ctx context.Context) error {
+	g, ok := a.b.left.get(a.req.Key)
+	if !ok {
+		return nil
+	}
+	if _, err := a.exec(ctx, func() string { return a.srv.queries.drop(g) }); err != nil {
+		return err
+	}
+	a.b.left.drop(g)
+	return nil
 }
 
 // try takes the doorbell and makes the row, if both are free.
@@ -314,9 +399,8 @@ func (a *attempt) try(ctx context.Context) error {
 	case n == deadlock: // on InnoDB; the look tells whether the doorbell is ours
 		return a.afterTry(ctx, nil)
 	case inTransaction(n):
-		a.pooled, a.refused = true, true
-		if a.b.pool == nil {
-			return errInTransaction(err)
+		if err := a.refuse(ctx, err); err != nil {
+			return err
 		}
 		return a.ring(ctx)
 	}
@@ -408,6 +492,7 @@ func (a *attempt) made(res result, start time.Time) (err error) {
 		}
 	}
 	a.b.last.Store(a.srv)
+	a.b.doomed.forget(a.req.Key)
 	a.granted = true
 	a.grant = sqllock.Grant{
 		Key: a.req.Key, Session: a.id, Token: token, Until: start.Add(length(a.ttl, time.Second)), State: a.srv,
@@ -451,14 +536,9 @@ func (a *attempt) exec(ctx context.Context, query func() string) (result, error)
 	if !inTransaction(userlock.Number(err)) {
 		return res, a.b.explain(err)
 	}
-	if a.b.pool == nil {
-		return nil, errInTransaction(err)
-	}
-	var id sql.NullInt64
-	if err := userlock.Ask(ctx, a.s, "SELECT CONNECTION_ID() c", &id); err != nil {
+	if err := a.refuse(ctx, err); err != nil {
 		return nil, err
 	}
-	a.pooled, a.refused, a.id = true, true, id.Int64
 	return a.b.overPool(ctx, poolTime, query())
 }
 
@@ -479,11 +559,11 @@ func (a *attempt) judge(ctx context.Context, r *row, pause time.Duration) (more 
 	if !a.pooled && r.kind != a.srv.kind {
 		return true, a.moved(ctx, r)
 	}
-	if a.killed != nil && r.session != a.killed.session {
-		a.killed = nil // and gone
-	}
 	mine := r.session == a.id
 	live := r.there && r.used.Valid && r.used.Int64 == r.session && (!a.rang(r) || !mine)
+	if !live || r.left > 0 {
+		a.taking, a.killed = false, nil // who was to be killed is gone
+	}
 	switch {
 	case ours && !a.rung, live && mine:
 		return false, sqllock.ErrHeld
@@ -538,7 +618,7 @@ func (a *attempt) wait(ctx context.Context, bell string, limit time.Duration) (m
 		}
 	}
 	if !a.req.Wait {
-		if a.killed == nil {
+		if !a.taking {
 			return false, nil
 		}
 		limit = min(limit, time.Until(a.giveUp))
@@ -576,11 +656,17 @@ func (a *attempt) replace(ctx context.Context, r *row) error {
 	return nil
 }
 
-// takeOver condemns a row whose time is over, kills its session, and waits on its
-// doorbell.
+// takeOver waits whether the session of a row whose time is over keeps the doorbell
+// for longer than somebody who is only passing through. If so it condemns the row,
+// kills the session, and waits on the doorbell.
 func (a *attempt) takeOver(ctx context.Context, r *row) (more bool, err error) {
-	before := r.acquired
-	mark := condemned(a.id)
+	if !a.taking {
+		a.taking, a.giveUp = true, time.Now().Add(killTime)
+		if passing := blind - a.b.doomed.since(a.req.Key, r); passing > 0 {
+			return a.wait(ctx, r.doorbell(), passing)
+		}
+	}
+	before, mark := r.acquired, condemned(a.id)
 	if before != mark {
 		marked, err := a.changed(ctx, a.srv.queries.mark(r, mark))
 		if err != nil || !marked {
@@ -591,9 +677,6 @@ func (a *attempt) takeOver(ctx context.Context, r *row) (more bool, err error) {
 	_, err = userlock.Exec(ctx, a.s, kill(r))
 	// A session that is rolling back may be unknown already (1094).
 	if err == nil || userlock.Number(err) == userlock.UnknownThread {
-		if a.killed == nil {
-			a.giveUp = time.Now().Add(killTime)
-		}
 		if err == nil && a.killed == nil {
 			a.req.Observe(sqllock.Event{Kind: sqllock.Killed, Holder: r.holder()})
 		}
@@ -611,17 +694,35 @@ func (a *attempt) takeOver(ctx context.Context, r *row) (more bool, err error) {
 // 0 nor 1.
 func condemned(by int64) int64 { return 2 + by%125 }
 
-// look asks for the row, the doorbell and the clock.
-func (a *attempt) look(ctx context.Context) (*row, error) {
+// look asks for the row, the doorbell and the clock: on the session, or over the
+// pool.
+func (a *attempt) look(ctx context.Context) (r *row, err error) {
 	if !a.pooled {
-		return look(ctx, a.s, a.b, a.srv, a.req.Key)
+		r, err = look(ctx, a.s, a.b, a.srv, a.req.Key)
+		if !inTransaction(userlock.Number(err)) {
+			return r, err
+		}
+		if err := a.refuse(ctx, err); err != nil {
+			return nil, err
+		}
 	}
-	var r *row
-	err := a.b.withPool(ctx, poolTime, func(s *session.Session) (err error) {
+	err = a.b.withPool(ctx, poolTime, func(s *session.Session) (err error) {
 		r, err = look(ctx, s, a.b, a.srv, a.req.Key)
 		return err
 	})
 	return r, err
+}
+
+// refuse turns to the pool, since the session was refused a statement on the table.
+func (a *attempt) refuse(ctx context.Context, cause error) error {
+	a.pooled, a.refused = true, true
+	if a.b.pool == nil {
+		return errInTransaction(cause)
+	}
+	var id sql.NullInt64
+	err := userlock.Ask(ctx, a.s, "SELECT CONNECTION_ID() c", &id)
+	a.id = id.Int64
+	return err
 }
 
 func look(ctx context.Context, s *session.Session, b *Backend, srv *server, key string) (*row, error) {
@@ -668,15 +769,25 @@ func (b *Backend) release(ctx context.Context, s *session.Session, g sqllock.Gra
 			return b.releaseApart(ctx, s, srv, g)
 		}
 	}
-	res, err := userlock.Exec(ctx, s, srv.queries.release(g))
-	if errors.Is(err, sqllock.ErrSessionGone) {
-		return err
-	}
-	if err != nil {
-		return b.releaseApart(ctx, s, srv, g)
-	}
-	if n, err := res.RowsAffected(); err != nil || n > 0 {
-		return err
+	// A statement that was interrupted may have changed nothing and say nothing of it.
+	for range 3 {
+		res, err := userlock.Exec(ctx, s, srv.queries.release(g))
+		if errors.Is(err, sqllock.ErrSessionGone) {
+			return b.explain(err)
+		}
+		if err != nil {
+			return b.releaseApart(ctx, s, srv, g)
+		}
+		if n, err := res.RowsAffected(); err != nil || n > 0 {
+			return err
+		}
+		var held sql.NullInt64
+		if err := userlock.Ask(ctx, s, srv.queries.held(g), &held); err != nil {
+			return err
+		}
+		if held.Int64 == 0 {
+			break
+		}
 	}
 	return lost("its row is gone, or has been taken over")
 }
@@ -685,19 +796,28 @@ func (b *Backend) release(ctx context.Context, s *session.Session, g sqllock.Gra
 // that stays is obsolete as soon as the doorbell is free. Only before its time is
 // over is it certain that nobody is about to kill the session for it.
 func (b *Backend) releaseApart(ctx context.Context, s *session.Session, srv *server, g sqllock.Grant) error {
-	if time.Until(g.Until) <= 0 {
-		return lost("its TTL is over, and its row could not be removed")
-	}
+	dropped := false
 	if b.pool != nil {
-		// Where that fails, the row stays.
-		_, _ = b.overPool(ctx, spareTime, srv.queries.drop(g))
+		res, err := b.overPool(ctx, spareTime, srv.queries.drop(g))
+		if err == nil {
+			if n, err := res.RowsAffected(); err == nil && n == 0 {
+				return lost("its row is gone, or has been taken over")
+			}
+			dropped = true
+		}
+	}
+	if !dropped && time.Until(g.Until) <= 0 {
+		return lost("its TTL is over, and its row could not be removed")
 	}
 	var freed sql.NullInt64
 	if err := userlock.Ask(ctx, s, userlock.Release(text(g.Key)), &freed); err != nil {
 		return err
 	}
+	if !dropped {
+		b.left.put(g)
+	}
 	if freed.Int64 != userlock.Granted {
-		return lost("the session did not hold it any more")
+		return errors.New("it was freed before, by a statement that failed or otherwise")
 	}
 	return nil
 }
@@ -716,29 +836,33 @@ func lost(why string) error {
 	return fmt.Errorf("%w: %s; %w", sqllock.ErrLost, why, sqllock.ErrSessionGone)
 }
 
-// Check asks whether g is held, and its time not over, in one round trip.
+// Check asks whether g is held, and its time not over: in one round trip, or, on an
+// InnoDB table, two or three, since the session is asked for its transaction.
 func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant) error {
 	_, err := b.TimeLeft(ctx, q, g)
 	return err
 }
 
 // TimeLeft asks the server how long it is until another one may take g. A session
-// in a transaction may see the row of an InnoDB table as it was; it is then read
-// over the pool, if there is one.
+// in a transaction may see the row of an InnoDB table as it was, and would lock it
+// if SERIALIZABLE: it is then read over the pool, or, without one, not at all: the
+// answer is whether the session has the doorbell, and what is left at least.
 func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
 	srv, err := serverOf(g)
 	if err != nil {
 		return 0, err
 	}
-	if srv.transactional && b.pool != nil {
+	if srv.transactional {
 		inside, err := b.inside(ctx, q, srv)
 		switch {
 		case errors.Is(err, sqllock.ErrSessionGone):
 			return 0, fmt.Errorf("%w: %w", sqllock.ErrLost, err)
 		case err != nil:
 			return 0, err
-		case inside:
+		case inside && b.pool != nil:
 			q = b.pool
+		case inside:
+			return b.leftByDoorbell(ctx, q, g)
 		}
 	}
 	var micros sql.NullInt64
@@ -751,6 +875,25 @@ func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Gra
 		return 0, fmt.Errorf("%w: %w", sqllock.ErrLost, err)
 	case err != nil:
 		return 0, b.explain(err)
+	case left <= 0:
+		return 0, lost("its TTL is over")
+	}
+	return left, nil
+}
+
+// leftByDoorbell answers without the row, which to read would be a part of the
+// caller's transaction. Without a pool nobody can have extended g meanwhile.
+func (b *Backend) leftByDoorbell(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
+	var held sql.NullBool
+	err := userlock.AskOver(ctx, q, "SELECT IS_USED_LOCK("+text(g.Key)+")=CONNECTION_ID() v", &held)
+	left := time.Until(g.Until)
+	switch {
+	case errors.Is(err, sqllock.ErrSessionGone):
+		return 0, fmt.Errorf("%w: %w", sqllock.ErrLost, err)
+	case err != nil:
+		return 0, err
+	case !held.Bool:
+		return 0, lost("the session does not hold it any more")
 	case left <= 0:
 		return 0, lost("its TTL is over")
 	}

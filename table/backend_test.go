@@ -24,15 +24,22 @@ const (
 	try     = "IF(IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID(),-1,GET_LOCK(_latin1 X'6a6f62',0))"
 	held    = "SELECT IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID() v"
 	look    = "LEFT JOIN `shared_locks` r"
-	remove  = "DELETE FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND COALESCE(connection_id,0)=3"
+	as      = " WHERE name=_latin1 X'6a6f62' AND COALESCE(connection_id,0)=3 AND COALESCE(created,0)=1000 AND COALESCE(ttl,0)=10"
+	remove  = "DELETE FROM `shared_locks`" + as
 	claim   = "VALUES (IF(IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID(),"
-	condemn = "UPDATE `shared_locks` SET lock_acquired=9 WHERE name=_latin1 X'6a6f62' AND COALESCE(connection_id,0)=3"
-	kill    = "KILL CONNECTION IF(COALESCE("
-	undo    = "UPDATE `shared_locks` SET lock_acquired=1 WHERE name=_latin1 X'6a6f62' AND COALESCE(connection_id,0)=3"
-	letGo   = "SELECT RELEASE_LOCK(_latin1 X'6a6f62')"
-	free    = "DELETE FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND IF(token=42"
-	check   = "FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND token=42"
-	extend  = "LAST_INSERT_ID(1),ttl="
+	condemn = "UPDATE `shared_locks` SET lock_acquired=9" + as + " AND COALESCE(lock_acquired,0)=1 AND token=41"
+	wait    = "GET_LOCK(_latin1 X'6a6f62',"
+	kill    = "KILL CONNECTION IF(IF(COALESCE(_latin1 X'6a6f62','')='',NULL,COALESCE(IS_USED_LOCK(CONVERT(_latin1 X'6a6f62' USING utf8mb4))," +
+		"IS_USED_LOCK(_latin1 X'6a6f62')))=3 AND 1000>=((UUID_SHORT()>>24)&0xFFFFFFFF),3,0)"
+	undo  = "UPDATE `shared_locks` SET lock_acquired=1" + as + " AND COALESCE(lock_acquired,0)=9 AND token=41"
+	letGo = "SELECT RELEASE_LOCK(_latin1 X'6a6f62')"
+	free  = "DELETE FROM `shared_locks` WHERE name=_latin1 X'6a6f62'" +
+		" AND IF(token=42 AND lock_acquired=1 AND connection_id=CONNECTION_ID(),RELEASE_LOCK(_latin1 X'6a6f62'),0)=1"
+	still = "SELECT COUNT(*) v FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND token=42 AND lock_acquired=1" +
+		" AND connection_id=CONNECTION_ID() AND IS_USED_LOCK(_latin1 X'6a6f62')=CONNECTION_ID()"
+	check = "FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND token=42 AND lock_acquired=1 AND connection_id=IS_USED_LOCK(_latin1 X'6a6f62')"
+	over  = "(COALESCE(created,0)+GREATEST(LEAST(COALESCE(ttl,0),99999999999),-1)+1)"
+	mine  = " WHERE name=_latin1 X'6a6f62' AND token=42 AND lock_acquired=1 AND connection_id=IS_USED_LOCK(_latin1 X'6a6f62') AND " + over + ">UNIX_TIMESTAMP()"
 )
 
 // ours is the id of the mocked session.
@@ -166,22 +173,34 @@ func TestTryLock(t *testing.T) {
 		{"hung holder", func(s *server) {
 			s.fails(try, 1048)
 			s.row(1, 3, 3, 0)
+			s.answer(wait, 0)
+			s.row(1, 3, 3, 0)
 			s.done(condemn, 0, 1)
 			s.done(kill, 0, 0)
-			s.answer("GET_LOCK(_latin1 X'6a6f62',", 1)
+			s.answer(wait, 1)
 			s.fails(claim, 1062)
 			s.row(9, nil, ours, 0)
 			s.done(remove, 0, 1)
 			s.done(claim, 42, 1)
 		}, nil, ""},
+		{"one that is only passing through", func(s *server) {
+			s.fails(try, 1048)
+			s.row(1, 3, 3, 0)
+			s.answer(wait, 0)
+			s.answer(look, hex.EncodeToString([]byte("job")), 3, 2000, 10, 1, 43, "", 3, 3, int64(9000000), 500, ours, "AB")
+		}, sqllock.ErrBusy, ""},
 		{"hung holder that extends after the look", func(s *server) {
 			s.fails(try, 1048)
+			s.row(1, 3, 3, 0)
+			s.answer(wait, 0)
 			s.row(1, 3, 3, 0)
 			s.done(condemn, 0, 0)
 			s.row(1, 3, 3, time.Second)
 		}, sqllock.ErrBusy, ""},
 		{"KILL is refused", func(s *server) {
 			s.fails(try, 1048)
+			s.row(1, 3, 3, 0)
+			s.answer(wait, 0)
 			s.row(1, 3, 3, 0)
 			s.done(condemn, 0, 1)
 			s.fails(kill, 1095)
@@ -272,10 +291,11 @@ func TestRelease(t *testing.T) {
 		want   error
 	}{
 		{"held", func(s *server) { s.done(free, 0, 1) }, nil},
-		{"gone", func(s *server) { s.done(free, 0, 0); s.ExpectClose() }, sqllock.ErrLost},
+		{"gone", func(s *server) { s.done(free, 0, 0); s.answer(still, 0); s.ExpectClose() }, sqllock.ErrLost},
+		{"interrupted in silence", func(s *server) { s.done(free, 0, 0); s.answer(still, 1); s.done(free, 0, 1) }, nil},
 		{"in a transaction", func(s *server) { s.fails(free, 1785); s.answer(letGo, 1) }, nil},
 		{"damaged", func(s *server) { s.fails(free, 1194); s.answer(letGo, 1) }, nil},
-		{"failed after it was freed", func(s *server) { s.fails(free, 1194); s.answer(letGo, nil); s.ExpectClose() }, sqllock.ErrLost},
+		{"failed after it was freed", func(s *server) { s.fails(free, 1194); s.answer(letGo, nil); s.ExpectClose() }, sqllock.ErrUnknown},
 		{"killed", func(s *server) { s.fails(free, 1927); s.ExpectClose() }, sqllock.ErrLost},
 		{"no answer", func(s *server) {
 			s.ExpectExec(free).WillReturnError(mysql.ErrInvalidConn)
@@ -310,13 +330,13 @@ func TestCheckAndExtend(t *testing.T) {
 			"check, no answer about it", func(s *server) { s.ExpectQuery(check).WillReturnError(errNumber(1146)) },
 			func(l *sqllock.Lock) error { return l.Check(t.Context()) }, sqllock.ErrUnknown,
 		},
-		{"extend", func(s *server) { s.done(extend+"90", 1, 0) }, func(l *sqllock.Lock) error { return l.Extend(t.Context(), 89001*time.Millisecond) }, nil},
+		{"extend", func(s *server) { s.done("SET created=UNIX_TIMESTAMP()+0*LAST_INSERT_ID(1),ttl=90"+mine, 1, 0) }, func(l *sqllock.Lock) error { return l.Extend(t.Context(), 89001*time.Millisecond) }, nil},
 		{
-			"extend, gone", func(s *server) { s.done(extend, 0, 0); s.ExpectClose() },
+			"extend, gone", func(s *server) { s.done(mine, 0, 0); s.ExpectClose() },
 			func(l *sqllock.Lock) error { return l.Extend(t.Context(), time.Minute) }, sqllock.ErrLost,
 		},
 		{
-			"extend, in a transaction", func(s *server) { s.fails(extend, 1785) },
+			"extend, in a transaction", func(s *server) { s.fails(mine, 1785) },
 			func(l *sqllock.Lock) error { return l.Extend(t.Context(), time.Minute) }, sqllock.ErrInTransaction,
 		},
 		{
@@ -332,6 +352,37 @@ func TestCheckAndExtend(t *testing.T) {
 				t.Errorf("got %v, want %v", err, test.want)
 			}
 		})
+	}
+}
+
+// TestLeavings: a row that could not be removed by a release is removed before the
+// session rings again.
+func TestLeavings(t *testing.T) {
+	s := newServer(t)
+	k := sqllock.New(table.New(time.Minute))
+	s.looked()
+	s.done(try, 42, 1)
+	l, err := k.TryLock(t.Context(), s.conn, "job")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.fails(free, 1785)
+	s.answer(letGo, 1)
+	if err := l.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.done("DELETE FROM `shared_locks` WHERE name=_latin1 X'6a6f62' AND token=42 AND lock_acquired=1", 0, 1)
+	s.done(try, 43, 1)
+	if l, err = k.TryLock(t.Context(), s.conn, "job"); err != nil {
+		t.Fatal(err)
+	}
+	s.done("DELETE FROM", 0, 1)
+	if err := l.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.done(try, 44, 1) // nothing is left any more
+	if _, err = k.TryLock(t.Context(), s.conn, "job"); err != nil {
+		t.Fatal(err)
 	}
 }
 

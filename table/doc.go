@@ -50,7 +50,8 @@
 //   - The row's session does not hold the doorbell, and the row is acquired or
 //     obsolete: remove it and claim, if the doorbell is ours; else wait for it.
 //   - The row is obsolete and its session holds the doorbell: the holder hangs.
-//     Condemn the row, kill the session, wait on the doorbell, remove, claim.
+//     Wait on the doorbell for a tenth of a second, look again, condemn the row, kill
+//     the session, wait on the doorbell, remove, claim.
 //   - There is no row: claim, if the doorbell is ours; else wait for it. Somebody is
 //     between two statements, or another program has a GET_LOCK of that name.
 //
@@ -61,12 +62,15 @@
 //   - The holder extends or releases after it has been condemned: neither finds its
 //     row, both say ErrLost, and the session is closed rather than used again. So
 //     who is killed is the stale holder, never a session that has got the lock anew
-//     or waits for it. (A PHP holder knows no condemned rows. If it releases and
+//     or waits for it. A session that acquires anew where its own row of a lock it has
+//     released was left behind (see Transactions) looks like a hung holder for a
+//     moment: the process removes such a row before it rings, and the tenth of a second
+//     is for one that could not. (A PHP holder knows no condemned rows. If it releases and
 //     acquires anew on the same connection between condemn and kill, one round trip,
 //     with its time over, it is killed in its new tenancy.)
 //   - The kill is refused (1095): the mark is taken back, and the error is
-//     ErrPermission. If another one condemns at the same time, its mark differs
-//     and stays.
+//     ErrPermission. If another one condemns at the same time, its mark stays,
+//     unless the two connection ids are a multiple of 125 apart.
 //   - Who condemned dies before the kill: the row stays obsolete; the next waiter
 //     condemns it again.
 //   - The killed session rolls back for long: the doorbell is not free before that is
@@ -86,6 +90,10 @@
 //     ErrLost and closes the session, which frees the doorbell.
 //   - On InnoDB the doorbell of a release rings before the row is gone: the waiter's
 //     claim gets 1062, and it looks again.
+//
+// A waiter knows the TTL of the holder that it has last looked at. If a later holder
+// has a shorter one, and hangs, it finds out at the end of its slice: one second, four
+// with a pool.
 //
 // # Fencing tokens
 //
@@ -107,7 +115,10 @@
 // so the session is asked first, which costs one round trip (MariaDB) or two (MySQL).
 // In all these cases the row is written over the pool of [WithPool]; without one,
 // Acquire and Extend return ErrInTransaction, and Release frees the doorbell and
-// leaves the row, which is obsolete, to the next one.
+// leaves the row, which is obsolete, to the next one. Check does not read an InnoDB
+// row in a transaction, which would be a part of it: without a pool it answers by the
+// doorbell and the local time. A pending SET TRANSACTION of the caller's is used up on
+// InnoDB and MySQL.
 //
 // # Names
 //

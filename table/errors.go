@@ -1,6 +1,7 @@
 package table
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -88,6 +89,9 @@ func errNoDatabase() error {
 
 // explain adds to the server's errors about the table what to do.
 func (b *Backend) explain(err error) error {
+	if errors.Is(err, userlock.ErrSilent) {
+		return fmt.Errorf("%w; is table %s locked (LOCK TABLES, a backup, FLUSH TABLES WITH READ LOCK, an open transaction)?", err, b.name)
+	}
 	switch userlock.Number(err) {
 	case 1146, 1051, 1049: // ER_NO_SUCH_TABLE, ER_BAD_TABLE_ERROR, ER_BAD_DB_ERROR
 		return fmt.Errorf("%w: %w", b.errNoTable("there is no table "+b.name), err)

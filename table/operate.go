@@ -74,11 +74,15 @@ func (b *Backend) Sweep(ctx context.Context, db *sql.DB) (removed int64, err err
 	if err != nil {
 		return 0, fmt.Errorf("table: sweep: %w", err)
 	}
-	res, err := db.ExecContext(ctx, srv.queries.sweep())
-	if err != nil {
-		return 0, fmt.Errorf("table: sweep: %w", b.explain(err))
+	for try := 1; ; try++ {
+		res, err := db.ExecContext(ctx, srv.queries.sweep())
+		switch {
+		case err == nil:
+			return res.RowsAffected()
+		case userlock.Number(err) != deadlock || try == 10: // which locks on InnoDB rows may bring about
+			return 0, fmt.Errorf("table: sweep: %w", b.explain(err))
+		}
 	}
-	return res.RowsAffected()
 }
 
 // breakPause is between two looks at a session that is to end, and handOver how
@@ -93,8 +97,9 @@ const (
 // session that keeps the GET_LOCK of that name for a second is ended, also one of
 // another program. It returns whom it ended when the lock is free of it, which takes
 // as long as the rollback, or ErrNotHeld, ErrPermission, ErrNoTable, or, when ctx
-// ends first, ErrHolderAlive: then it has been told to end. It is safe for
-// concurrent use.
+// ends first, ErrHolderAlive: then it may have been told to end. It is safe for
+// concurrent use. Do not call it over a pool that has a connection with the lock in
+// it, which might break its own.
 func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Holder, error) {
 	srv, err := b.shapeOver(ctx, db)
 	if err != nil {
@@ -105,93 +110,94 @@ func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Ho
 		return sqllock.Holder{}, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is left on it
-	whom, err := b.Holder(ctx, conn, key)
-	if err != nil {
+	br := breaking{b: b, srv: srv, key: key}
+	if br.whom, err = b.Holder(ctx, conn, key); err != nil {
 		return sqllock.Holder{}, err
 	}
-	br := breaking{b: b, srv: srv, key: key, conn: conn}
 	for {
-		done, err := br.step(ctx)
+		done := false
+		err := userlock.Use(conn, func(s *session.Session) (err error) {
+			done, err = br.step(ctx, s)
+			return err
+		})
 		switch {
-		case done:
-			return whom, nil
 		case err != nil:
 			return sqllock.Holder{}, err
+		case done:
+			return br.whom, nil
 		}
 		select {
 		case <-time.After(breakPause):
 		case <-ctx.Done():
-			return sqllock.Holder{}, fmt.Errorf("%w: %w: session %d", context.Cause(ctx), sqllock.ErrHolderAlive, whom.Session)
+			return sqllock.Holder{}, fmt.Errorf("%w: %w: session %d", context.Cause(ctx), sqllock.ErrHolderAlive, br.whom.Session)
 		}
 	}
 }
 
 // breaking is a Break under way.
 type breaking struct {
-	b     *Backend
-	srv   *server
-	key   string
-	conn  *sql.Conn
-	whom  *row      // what is to go, once it is known
-	since time.Time // when a doorbell without a row was first seen
+	b      *Backend
+	srv    *server
+	key    string
+	whom   sqllock.Holder
+	killed *row      // whose session has been told to end
+	bare   int64     // who was first seen with the doorbell and no row
+	since  time.Time // when
 }
 
-// step kills, or removes what is left. done means that the lock is
-// free of whom it was taken from.
-func (br *breaking) step(ctx context.Context) (done bool, err error) {
-	err = userlock.Use(br.conn, func(s *session.Session) error {
-		r, err := look(ctx, s, br.b, br.srv, br.key)
-		if err != nil {
-			return err
+// step kills who is found to hold the lock, or, if it has, looks whether the lock
+// is free of it, and removes what is left. The row that is looked at is the one
+// that is acted upon.
+func (br *breaking) step(ctx context.Context, s *session.Session) (done bool, err error) {
+	r, err := look(ctx, s, br.b, br.srv, br.key)
+	if err != nil {
+		return false, err
+	}
+	switch live := r.there && r.used.Valid && r.used.Int64 == r.session && r.created >= r.started; {
+	case br.killed != nil && r.bell.Int64 != br.killed.session && (!r.there || r.session != br.killed.session):
+		return true, nil
+	case live:
+		return false, br.kill(ctx, s, r)
+	case r.there:
+		_, err := userlock.Exec(ctx, s, br.srv.queries.remove(r))
+		if n := userlock.Number(err); err == nil && br.killed == nil {
+			br.named(r)
+			return true, nil
+		} else if n == deadlock {
+			err = nil // on InnoDB; look again
 		}
-		if done = br.gone(r); done {
-			return nil
-		}
-		if !r.there {
-			return br.bare(ctx, s, r)
-		}
-		return br.end(ctx, s, r)
-	})
-	return done, err
-}
-
-// gone reports whether r shows nothing of whom the lock is to be taken from.
-func (br *breaking) gone(r *row) bool {
-	if !r.there {
-		return !r.bell.Valid || br.whom != nil && r.bell.Int64 != br.whom.session
+		return false, br.b.explain(err)
+	case !r.bell.Valid && br.killed == nil:
+		return false, fmt.Errorf("%w: its holder let go of it by itself", sqllock.ErrNotHeld)
+	case !r.bell.Valid:
+		return true, nil
+	case br.bare != r.bell.Int64:
+		br.bare, br.since = r.bell.Int64, time.Now()
+	case time.Since(br.since) >= handOver:
+		return false, br.kill(ctx, s, &row{name: br.key, session: r.bell.Int64, created: r.started})
 	}
-	return br.whom != nil && (r.session != br.whom.session || r.token != br.whom.token)
+	return false, nil
 }
 
-// end kills the session of r, which may release, and even acquire anew, before
-// that: then it is the holder still. What is left of it is removed.
-func (br *breaking) end(ctx context.Context, s *session.Session, r *row) error {
-	br.whom = r
-	if r.used.Int64 == r.session && r.created >= r.started {
-		return br.kill(ctx, s, r)
-	}
-	_, err := userlock.Exec(ctx, s, br.srv.queries.remove(r))
-	return br.b.explain(err)
-}
-
-// bare ends a session that holds the doorbell and makes no row.
-func (br *breaking) bare(ctx context.Context, s *session.Session, r *row) error {
-	if br.whom == nil || br.whom.session != r.bell.Int64 {
-		br.whom, br.since = &row{name: br.key, session: r.bell.Int64, created: r.started}, time.Now()
+// kill ends the session of r, unless it has just let go.
+func (br *breaking) kill(ctx context.Context, s *session.Session, r *row) error {
+	_, err := userlock.Exec(ctx, s, kill(r))
+	switch {
+	case err == nil:
+		br.killed = r
+		br.named(r)
 		return nil
+	case userlock.Number(err) == userlock.UnknownThread:
+		return nil // it has gone, or is known no more while it rolls back
 	}
-	if br.since.IsZero() || time.Since(br.since) < handOver {
-		return nil
-	}
-	return br.kill(ctx, s, br.whom)
+	return errKill("the holder", r.session, err)
 }
 
-func (br *breaking) kill(ctx context.Context, s *session.Session, whom *row) error {
-	_, err := userlock.Exec(ctx, s, kill(whom))
-	if err == nil || userlock.Number(err) == userlock.UnknownThread {
-		return nil
+// named makes r the one that Break tells of, if it was another one at first.
+func (br *breaking) named(r *row) {
+	if br.whom.Session != r.session || br.whom.Token != r.token {
+		br.whom = r.holder()
 	}
-	return errKill("the holder", whom.session, err)
 }
 
 // holding is a row of queries.holders.

@@ -25,9 +25,10 @@ const (
 
 	// ownMicros is the clock when it is evaluated, which is after the doorbell
 	// has been taken in the same statement: a statement that began earlier may
-	// take it later. What passed since the beginning is taken modulo half an
-	// hour, which the switch of a time zone is a multiple of.
-	ownMicros = "(" + micros + "+MOD(TIMESTAMPDIFF(MICROSECOND,NOW(6),SYSDATE(6))+86400000000,1800000000))"
+	// take it later. What passed since the beginning is taken to be a quarter of an
+	// hour or less, forth or back: switches of a time zone are multiples of half an
+	// hour, and drop out.
+	ownMicros = "(" + micros + "+MOD(TIMESTAMPDIFF(MICROSECOND,NOW(6),SYSDATE(6))+87300000000,1800000000)-900000000)"
 
 	// started is the second in which the server started, as UUID_SHORT has it.
 	started = "((UUID_SHORT()>>24)&0xFFFFFFFF)"
@@ -40,8 +41,9 @@ const until = "(COALESCE(created,0)+GREATEST(LEAST(COALESCE(ttl,0),99999999999),
 // usedBy is the session that holds the doorbell of a name that is stored in a
 // row. MariaDB compares the bytes of names as clients send them, so a name that
 // is not ASCII is looked for in both encodings it may have.
+// For no name, and for the empty one, MySQL has an error.
 func usedBy(name string) string {
-	return "COALESCE(IS_USED_LOCK(CONVERT(" + name + " USING utf8mb4)),IS_USED_LOCK(" + name + "))"
+	return "IF(COALESCE(" + name + ",'')='',NULL,COALESCE(IS_USED_LOCK(CONVERT(" + name + " USING utf8mb4)),IS_USED_LOCK(" + name + ")))"
 }
 
 // queries makes the statements on one table. migrated tells whether it has the
@@ -91,7 +93,7 @@ func (q queries) look(key string) string {
 		token, holder = "COALESCE(r.token,0)", "COALESCE(r.holder,'')"
 	}
 	return "SELECT HEX(CONVERT(r.name USING utf8mb4)) n,r.connection_id,r.created,r.ttl,r.lock_acquired," + token + " t," + holder + " h," +
-		"IF(r.name IS NULL,NULL," + usedBy("r.name") + ") u,IS_USED_LOCK(" + text(key) + ") b," +
+		usedBy("r.name") + " u,IS_USED_LOCK(" + text(key) + ") b," +
 		until + "*1000000-" + micros + " l," + started + " s,CONNECTION_ID() c,HEX(" + kindExpr + ") k" +
 		" FROM (SELECT 1 AS x) o LEFT JOIN " + q.table + " r ON r.name=" + text(key)
 }
@@ -145,6 +147,13 @@ func (q queries) left(g sqllock.Grant) string {
 		" AND " + q.mine(g) + " AND connection_id=IS_USED_LOCK(" + text(g.Key) + ")"
 }
 
+// held asks whether the session still holds g, after a release that has changed
+// nothing: the row and the doorbell.
+func (q queries) held(g sqllock.Grant) string {
+	return "SELECT COUNT(*) v FROM " + q.table + " WHERE name=" + text(g.Key) + " AND " + q.mine(g) +
+		" AND connection_id=CONNECTION_ID() AND IS_USED_LOCK(" + text(g.Key) + ")=CONNECTION_ID()"
+}
+
 // extend tells by its insert id whether it has found the row, since the number
 // of rows depends on clientFoundRows where nothing changes.
 func (q queries) extend(g sqllock.Grant, ttl int64) string {
@@ -159,7 +168,7 @@ func (q queries) holders(key string) string {
 		token, holder = "COALESCE(r.token,0)", "COALESCE(r.holder,'')"
 	}
 	columns := "SELECT HEX(CONVERT(r.name USING utf8mb4)) n,r.connection_id,r.created," + until + " e," + until + "*1000000-" + micros + " l," + token + " t," + holder + " h," +
-		"COALESCE(IF(r.name IS NULL,NULL," + usedBy("r.name") + ")=r.connection_id AND r.created>=" + started + ",0) a"
+		"COALESCE(" + usedBy("r.name") + "=r.connection_id AND r.created>=" + started + ",0) a"
 	process := ",COALESCE(p.user,''),COALESCE(p.host,''),COALESCE(p.db,''),COALESCE(p.command,'')"
 	if key == "" {
 		return columns + ",0 b" + process + " FROM " + q.table + " r LEFT JOIN information_schema.processlist p ON p.id=r.connection_id" +

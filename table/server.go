@@ -168,9 +168,9 @@ func (b *Backend) repair(ctx context.Context, req sqllock.Request, cause error) 
 		return fmt.Errorf("the lock table is damaged: run REPAIR TABLE %s, or give the backend a pool "+
 			"(table.WithPool), over which it does: %w", b.name, cause)
 	}
-	conn, err := b.pool.Conn(ctx)
+	conn, err := b.spare(ctx, poolTime)
 	if err != nil {
-		return fmt.Errorf("the lock table is damaged, and the pool of table.WithPool has no connection to repair it: %w: %w", err, cause)
+		return fmt.Errorf("the lock table is damaged, and it can't be repaired: %w: %w", err, cause)
 	}
 	defer conn.Close() //nolint:errcheck // nothing is left on it
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)

@@ -16,6 +16,9 @@ import (
 // Its end costs the session, so it is long for a live server.
 const AnswerTime = 5 * time.Second
 
+// ErrSilent is that a statement was not answered in time.
+var ErrSilent = fmt.Errorf("the server did not answer for %v", AnswerTime)
+
 // Use is session.Use where a closed conn is a session that is gone.
 func Use(conn *sql.Conn, f func(*session.Session) error) error {
 	err := session.Use(conn, f)
@@ -96,7 +99,7 @@ func Exec(ctx context.Context, s *session.Session, query string) (driver.Result,
 // understood is Classify for a statement whose bound was that of ctx.
 func understood(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("%w: the server did not answer for %v", sqllock.ErrSessionGone, AnswerTime)
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, ErrSilent)
 	}
 	return Classify(err)
 }

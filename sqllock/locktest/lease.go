@@ -178,6 +178,15 @@ func testExtendAfterTheEnd(t *testing.T, b *bench) {
 		t.Errorf("the newer lock: %v", err)
 	}
 	b.release(t, newer)
+
+	// A time that is over is over, even if nobody else wants the lock.
+	l, err := b.locker.TryLock(t.Context(), b.conn(t), b.name, sqllock.TTL(ttl))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.eventually(t, "the TTL to be over", func() bool { return b.holder(t, l).TimeLeft <= 0 })
+	wantIs(t, "Extend after the TTL", l.Extend(t.Context(), long), sqllock.ErrLost)
+	b.freed(t, b.name)
 }
 
 func testAssertTTL(t *testing.T, b *bench) {
