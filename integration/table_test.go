@@ -1160,6 +1160,53 @@ func TestTableOperator(t *testing.T) {
 	})
 }
 
+// TestReadmeSQL runs what the README gives the operator.
+func TestReadmeSQL(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, found := strings.Cut(string(readme), "```sql\n")
+	if !found {
+		t.Fatal("the README has no SQL")
+	}
+	block, _, _ = strings.Cut(block, "```")
+	listing, named, _ := strings.Cut(block, ";\n")
+	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
+		c, dead := conn(t, db), conn(t, db)
+		acquire(t, sqllock.New(table.New(time.Hour)), dead, "dead")
+		do(t, db, "KILL CONNECTION "+strconv.FormatInt(sessionID(t, dead), 10))
+		waitFor(t, "the session to end", func() bool { return !ask[sql.NullInt64](t, db, "SELECT IS_USED_LOCK('dead')").Valid })
+		l := acquire(t, sqllock.New(table.New(time.Hour)), c, "job")
+		defer release(t, l)
+		rows, err := db.QueryContext(t.Context(), listing)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		alive := make(map[string]bool)
+		for rows.Next() {
+			var name, holder, since, until string
+			var id int64
+			var is bool
+			if err := rows.Scan(&name, &holder, &id, &since, &until, &is); err != nil {
+				t.Fatal(err)
+			}
+			alive[name] = is
+		}
+		if err := rows.Err(); err != nil {
+			t.Fatal(err)
+		}
+		if len(alive) != 2 || !alive["job"] || alive["dead"] {
+			t.Errorf("the README's listing says %v", alive)
+		}
+		statement, _, _ := strings.Cut(named, ";")
+		if got := ask[sql.NullInt64](t, db, statement); got.Valid {
+			t.Errorf("nobody has that lock, and %s says %v", statement, got.Int64)
+		}
+	})
+}
+
 // TestTableRoundTrips counts what acquire, check, extend and release send once the
 // server is known.
 func TestTableRoundTrips(t *testing.T) {
