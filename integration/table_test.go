@@ -23,10 +23,12 @@ import (
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
-// onEachEngine runs a test on each server with a lock table of each engine.
+// onEachEngine runs a test on each server with a lock table of each engine. The
+// servers take it at the same time, since most of it is waiting for a TTL.
 func onEachEngine(t *testing.T, test func(t *testing.T, s *testdb.Server, db *sql.DB)) {
 	t.Helper()
 	onEach(t, func(t *testing.T, s *testdb.Server) {
+		t.Parallel()
 		for _, engine := range engines {
 			t.Run(engine, func(t *testing.T) { test(t, s, lockTable(t, s, engine)) })
 		}
@@ -504,14 +506,13 @@ func TestTableWaiterSleeps(t *testing.T) {
 			name  string
 			opts  []table.Option
 			ttl   time.Duration
-			most  int // statements of the waiter's session
+			most  int // slices of the wait
 			cause string
 		}{
-			// Two for each second of the wait, and what the takeover needs.
-			{"plain", nil, 3 * time.Second, 2*4 + 24, "expiry"},
-			{"last second", nil, time.Second, 2*2 + 24, "expiry"},
-			{"pool", []table.Option{table.WithPool(db)}, 3 * time.Second, 2*1 + 24, "expiry"},
-			{"release", []table.Option{table.WithPool(db)}, time.Hour, 14, "release"},
+			{"plain", nil, 3 * time.Second, 5, "expiry"},
+			{"last second", nil, time.Second, 3, "expiry"},
+			{"pool", []table.Option{table.WithPool(db)}, 3 * time.Second, 2, "expiry"},
+			{"release", []table.Option{table.WithPool(db)}, time.Hour, 1, "release"},
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				k := sqllock.New(table.New(test.ttl, test.opts...))
@@ -537,8 +538,10 @@ func TestTableWaiterSleeps(t *testing.T) {
 				newer := <-granted
 				n := questions(t, waiter) - before
 				t.Logf("%d statements", n)
-				if n > test.most {
-					t.Errorf("%d statements, want %d at most", n, test.most)
+				// A look, a wait and what ends it for each slice, on InnoDB also two to
+				// see whether the session is in a transaction; and the takeover.
+				if most := 5*test.most + 24; n > most {
+					t.Errorf("%d statements, want %d at most", n, most)
 				}
 				if newer != nil {
 					release(t, newer)
@@ -1212,7 +1215,7 @@ func TestReadmeSQL(t *testing.T) {
 func TestTableRoundTrips(t *testing.T) {
 	onEachEngine(t, func(t *testing.T, s *testdb.Server, db *sql.DB) {
 		name := database(t, db)
-		around := int64(1) // what acquire and release take
+		around := int64(1) // what each call takes
 		if ask[string](t, db, "SELECT engine FROM information_schema.tables WHERE table_schema=DATABASE() AND table_name='shared_locks'") == "InnoDB" {
 			around = 2
 			if s.Kind == testdb.MySQL {
@@ -1249,8 +1252,8 @@ func TestTableRoundTrips(t *testing.T) {
 					do   func() error
 				}{
 					{"TryLock", around, func() (err error) { l, err = k.TryLock(t.Context(), c, "job"); return err }},
-					{"Check", 1, func() error { return l.Check(t.Context()) }},
-					{"AssertTTL", 1, func() error { return l.AssertTTL(t.Context(), time.Second) }},
+					{"Check", around, func() error { return l.Check(t.Context()) }},
+					{"AssertTTL", around, func() error { return l.AssertTTL(t.Context(), time.Second) }},
 					{"Extend", around, func() error { return l.Extend(t.Context(), time.Minute) }},
 					{"Release", around, func() error { return l.Release(t.Context()) }},
 					{"Lock", around, func() (err error) { l, err = k.Lock(t.Context(), c, "job"); return err }},
