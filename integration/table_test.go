@@ -1149,7 +1149,18 @@ func TestTableOperator(t *testing.T) {
 		if err != nil || h.Session == 0 {
 			t.Errorf("Break of a doorbell without a row: %+v, %v", h, err)
 		}
-		for _, name := range []string{"live", "bare"} {
+		// A row that looks older than the server, after its clock was set back.
+		old := conn(t, db)
+		acquire(t, k, old, "old")
+		do(t, db, "UPDATE shared_locks SET created=1 WHERE name='old'")
+		h, err = k.Break(t.Context(), db, "old")
+		if err != nil || h.Session == 0 {
+			t.Errorf("Break of a row that looks older than the server: %+v, %v", h, err)
+		}
+		if err := old.PingContext(t.Context()); err == nil {
+			t.Error("Break said so, and its holder lives")
+		}
+		for _, name := range []string{"live", "bare", "old"} {
 			l, err := k.TryLock(t.Context(), conn(t, db), name)
 			if err != nil {
 				t.Fatalf("TryLock after Break: %v", err)

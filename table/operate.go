@@ -159,14 +159,7 @@ func (br *breaking) step(ctx context.Context, s *session.Session) (done bool, er
 	case live:
 		return false, br.kill(ctx, s, r)
 	case r.there:
-		_, err := userlock.Exec(ctx, s, br.srv.queries.remove(r))
-		if n := userlock.Number(err); err == nil && br.killed == nil {
-			br.named(r)
-			return true, nil
-		} else if n == deadlock {
-			err = nil // on InnoDB; look again
-		}
-		return false, br.b.explain(err)
+		return br.remove(ctx, s, r)
 	case !r.bell.Valid && br.killed == nil:
 		return false, fmt.Errorf("%w: its holder let go of it by itself", sqllock.ErrNotHeld)
 	case !r.bell.Valid:
@@ -177,6 +170,24 @@ func (br *breaking) step(ctx context.Context, s *session.Session) (done bool, er
 		return false, br.kill(ctx, s, &row{name: br.key, session: r.bell.Int64, created: r.started})
 	}
 	return false, nil
+}
+
+// remove removes a row that nobody holds, or whose session can't be the one that
+// it names. It is done if that was all that there was.
+func (br *breaking) remove(ctx context.Context, s *session.Session, r *row) (done bool, err error) {
+	res, err := userlock.Exec(ctx, s, br.srv.queries.remove(r))
+	if userlock.Number(err) == deadlock {
+		return false, nil // on InnoDB; look again
+	}
+	if err != nil {
+		return false, br.b.explain(err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil || n == 0 || br.killed != nil || r.used.Int64 == r.session {
+		return false, err
+	}
+	br.whom = r.holder()
+	return true, nil
 }
 
 // kill ends the session of r, unless it has just let go.
