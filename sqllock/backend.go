@@ -40,7 +40,9 @@ type Backend interface {
 
 	// Check asks the server, over q (the session that holds g, or a
 	// transaction on it), whether g is still held: nil, an error that matches
-	// ErrLost, or any other error when it can't tell.
+	// ErrLost, or any other error when it can't tell. Over a *sql.Tx it sends at
+	// least one statement there, whose answer tells package txguard of the
+	// transaction, and joins nothing to it.
 	Check(ctx context.Context, q Querier, g Grant) error
 
 	// Holder tells who holds key, asking over any session of the same server,

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/sqllock/go-sqllock/internal/session"
 )
 
 // acquireTries is how many connections Do and TryDo take from the pool when
@@ -15,6 +17,9 @@ const acquireTries = 3
 // Do acquires name on a connection of its own from db, waiting until it is
 // granted or ctx ends, runs fn, and releases. It holds that one connection of
 // the pool from before the wait until after the release; fn works on others.
+//
+// fn may use lock.Conn, too, in one goroutine at a time: a transaction there can't
+// outlive the lock (see package txguard).
 //
 // fn gets a ctx that ends with ctx, and, with [ErrLost] as its cause, as soon
 // as the lock is known to be lost: the server is asked at the interval of
@@ -122,6 +127,18 @@ func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *
 	return fn(fnCtx, lock)
 }
 
+// look is Check for the watch. Where the server could not be asked, the next tick
+// asks again; so it does where the function has rows of a query open on the conn.
+func (l *Lock) look(ctx context.Context) {
+	_ = l.ask(ctx, func(g Grant) error {
+		err := l.locker.backend.Check(ctx, l.conn, g)
+		if errors.Is(err, session.ErrUnusable) {
+			return session.ErrUnusable
+		}
+		return err
+	})
+}
+
 // watch finds out when lock is lost, which ends it. A function that is done
 // before the first interval is over costs no goroutine. The watch goes on until
 // it is stopped, for a function that takes its time to clean up after ctx has
@@ -137,8 +154,7 @@ func (k *Locker) watch(ctx context.Context, lock *Lock) (stop func()) {
 		ticker := time.NewTicker(k.checkInterval)
 		defer ticker.Stop()
 		for !lock.ended() {
-			// Where the server could not be asked, the next tick asks again.
-			_ = lock.Check(ctx)
+			lock.look(ctx)
 			select {
 			case <-ctx.Done():
 				return

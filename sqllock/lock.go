@@ -26,7 +26,8 @@ type Lock struct {
 	name   string
 	done   chan struct{}
 
-	extending sync.Mutex // held across an Extend
+	extending sync.Mutex   // held across an Extend
+	deciding  sync.RWMutex // read-held across a WhileHeld, held across a Release
 
 	mu        sync.Mutex // guards the following; not held across I/O
 	grant     Grant      // of which only Until changes
@@ -37,6 +38,10 @@ type Lock struct {
 
 // Name returns the name that the lock was acquired under.
 func (l *Lock) Name() string { return l.name }
+
+// Conn returns the conn that the lock was acquired on. A transaction on it can't
+// outlive the lock; package txguard makes more of that.
+func (l *Lock) Conn() *sql.Conn { return l.conn }
 
 // Grant returns what the backend granted: the key on the server, the id of the
 // session that holds it, and, where the backend has such, fencing token and end.
@@ -137,11 +142,7 @@ func (l *Lock) whenEnded(f func(error)) {
 // server that stays silent for as long has lost us: the session is closed, and
 // the answer is ErrLost, though the server may take longer to free the lock.
 func (l *Lock) Check(ctx context.Context) error {
-	return l.fail("check", l.check(ctx))
-}
-
-func (l *Lock) check(ctx context.Context) error {
-	return l.ask(ctx, func(g Grant) error { return l.locker.backend.Check(ctx, l.conn, g) })
+	return l.fail("check", l.held(ctx, l.conn, 0))
 }
 
 // Extend has the lock end ttl, which must be positive, from now, in place of when
@@ -198,19 +199,44 @@ func minTime(a, b time.Time) time.Time {
 // an error that matches [ErrTTLTooShort] if less is left, and otherwise as Check
 // does. [ErrUnsupported] is returned for locks without a TTL.
 func (l *Lock) AssertTTL(ctx context.Context, atLeast time.Duration) error {
+	// Zero is for locks without a TTL, too; any part of the last instant is more.
+	return l.fail("assert ttl", l.held(ctx, l.conn, max(atLeast, 1)))
+}
+
+// WhileHeld asks the server, as Check does, whether the lock is held, and, if
+// atLeast is not zero, as AssertTTL does, whether that much of its time is left. If
+// so, it calls f, which may decide something that needs the lock, such as a commit:
+// a Release waits until f has returned. f must not release the lock.
+//
+// q is what to ask over: Conn, or a transaction on it. WhileHeld returns the error
+// of f as it is, and otherwise what Check and AssertTTL return.
+func (l *Lock) WhileHeld(ctx context.Context, q Querier, atLeast time.Duration, f func() error) error {
+	l.deciding.RLock()
+	defer l.deciding.RUnlock()
+	if err := l.held(ctx, q, atLeast); err != nil {
+		return l.fail("check", err)
+	}
+	return f()
+}
+
+// held asks over q whether the lock is held, with atLeast of its time left.
+func (l *Lock) held(ctx context.Context, q Querier, atLeast time.Duration) error {
+	if atLeast == 0 {
+		return l.ask(ctx, func(g Grant) error { return l.locker.backend.Check(ctx, q, g) })
+	}
 	b, ok := l.locker.backend.(Leaser)
 	if !ok {
-		return l.fail("assert ttl", errNoTTL(l.locker.backend))
+		return errNoTTL(l.locker.backend)
 	}
 	var left time.Duration
 	err := l.ask(ctx, func(g Grant) (err error) {
-		left, err = b.TimeLeft(ctx, l.conn, g)
+		left, err = b.TimeLeft(ctx, q, g)
 		return err
 	})
 	if err == nil && left < atLeast {
-		err = fmt.Errorf("%w: %v, and %v was asked for", ErrTTLTooShort, left, atLeast)
+		return fmt.Errorf("%w: %v, and %v was asked for", ErrTTLTooShort, left, atLeast)
 	}
-	return l.fail("assert ttl", err)
+	return err
 }
 
 // ask has f ask the backend about the grant, and ends the lock if the answer is
@@ -266,7 +292,7 @@ func (l *Lock) connDone(err error) error {
 // Release frees the lock, in one round trip. It works with a ctx that has
 // ended, of which it uses only the values, and takes some seconds at most when
 // the server does not answer; it waits for a statement that is running on the
-// conn. In an open transaction it frees the lock before the commit.
+// conn, and for a WhileHeld. In an open transaction it frees the lock before the commit.
 //
 // It returns nil if this call freed the lock; an error that matches
 // [ErrNotHeld] if an earlier call did; [ErrLost] if the lock was gone before;
@@ -281,11 +307,12 @@ func (l *Lock) connDone(err error) error {
 // pool, out of reach, with the lock in it. When the time of a lease is over, its
 // next holder then kills that session, whoever uses it by now.
 func (l *Lock) Release(ctx context.Context) error {
+	l.deciding.Lock() // before others are told that it is being released
+	defer l.deciding.Unlock()
 	l.mu.Lock()
-	if l.releasing || l.err != nil {
-		l.mu.Unlock()
-		<-l.done
-		return l.fail("release", l.how())
+	if l.err != nil {
+		defer l.mu.Unlock()
+		return l.fail("release", l.err)
 	}
 	l.releasing = true
 	l.mu.Unlock()

@@ -845,12 +845,16 @@ func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant)
 
 // TimeLeft asks the server how long it is until another one may take g. A session
 // in a transaction may see the row of an InnoDB table as it was, and would lock it
-// if SERIALIZABLE: it is then read over the pool, or, without one, not at all: the
-// answer is whether the session has the doorbell, and what is left at least.
+// if SERIALIZABLE: it is then read over the pool, or, without one, and over a *sql.Tx,
+// not at all: the answer is whether the session has the doorbell, without which nobody
+// is granted the lock, and what is left at least.
 func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
 	srv, err := serverOf(g)
 	if err != nil {
 		return 0, err
+	}
+	if _, ok := q.(*sql.Tx); ok && srv.transactional {
+		return b.leftByDoorbell(ctx, q, g)
 	}
 	if srv.transactional {
 		inside, err := b.inside(ctx, q, srv)

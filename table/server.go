@@ -91,13 +91,8 @@ func inside(ctx context.Context, s *session.Session, srv *server) (open bool, id
 	if err != nil || answer.Bool || mariadb || !srv.transactional {
 		return answer.Bool, own.Int64, err
 	}
-	// MySQL says it only by refusing this. Where it does not, it is about the
-	// next transaction, which is our own statement.
-	_, err = userlock.Exec(ctx, s, "SET TRANSACTION READ WRITE")
-	if userlock.Number(err) == 1568 { // ER_CANT_CHANGE_TX_CHARACTERISTICS
-		return true, own.Int64, nil
-	}
-	return false, own.Int64, err
+	open, err = userlock.InTransactionMySQL(ctx, s) // the next transaction is our own statement
+	return open, own.Int64, err
 }
 
 // How long to wait for a connection of the pool: where nothing else will do, and

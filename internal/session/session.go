@@ -91,6 +91,17 @@ func (s *Session) Exec(ctx context.Context, query string) (driver.Result, error)
 	return e.ExecContext(ctx, query, nil)
 }
 
+// Driver returns the driver's own connection, to be looked at during [Use].
+func (s *Session) Driver() any { return s.dc }
+
+// Idle returns ErrUnusable for a session that no statement can be sent on now.
+func (s *Session) Idle() error {
+	if !s.valid() {
+		return ErrUnusable
+	}
+	return nil
+}
+
 func (s *Session) valid() bool {
 	v, ok := s.dc.(driver.Validator)
 	return !ok || v.IsValid()

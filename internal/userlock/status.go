@@ -1,0 +1,63 @@
+package userlock
+
+import (
+	"context"
+	"database/sql"
+	"reflect"
+
+	"github.com/sqllock/go-sqllock/internal/session"
+)
+
+// Status is what a session says of its transaction.
+type Status struct {
+	Open       bool // a transaction is open
+	Autocommit bool // a statement outside of a transaction is one of its own
+}
+
+// The server's status flags, which come with every answer but errors.
+const (
+	statusInTransaction = 1 << 0 // SERVER_STATUS_IN_TRANS
+	statusAutocommit    = 1 << 1 // SERVER_STATUS_AUTOCOMMIT
+)
+
+// Known returns the status as of the last answer on the session that was no error.
+// The driver has it, in a field of its own; MySQL tells it by no statement but one
+// that fails, which is a round trip. So it is read where it is, and ok is false for
+// a driver without that field, or one that wraps another.
+func Known(s *session.Session) (st Status, ok bool) {
+	v := reflect.Indirect(reflect.ValueOf(s.Driver()))
+	if t := v.Type(); t.PkgPath() != "github.com/go-sql-driver/mysql" || t.Kind() != reflect.Struct {
+		return st, false
+	}
+	flags := v.FieldByName("status")
+	if !flags.IsValid() || flags.Kind() != reflect.Uint16 {
+		return st, false
+	}
+	return Status{Open: flags.Uint()&statusInTransaction != 0, Autocommit: flags.Uint()&statusAutocommit != 0}, true
+}
+
+// AskStatus asks the server, in two round trips.
+func AskStatus(ctx context.Context, s *session.Session) (st Status, err error) {
+	var version sql.NullString
+	var on, in sql.NullBool
+	err = Ask(ctx, s, "SELECT VERSION() v,@@autocommit a", &version, &on)
+	switch {
+	case err != nil:
+	case IsMariaDB(version.String):
+		err = Ask(ctx, s, "SELECT @@in_transaction v", &in)
+	default:
+		in.Bool, err = InTransactionMySQL(ctx, s)
+	}
+	return Status{Open: in.Bool, Autocommit: on.Bool}, err
+}
+
+// InTransactionMySQL asks MySQL, which says it only by refusing this. Where it
+// does not, it is about the next transaction, which the caller has to begin, or to
+// use up by a statement.
+func InTransactionMySQL(ctx context.Context, s *session.Session) (bool, error) {
+	_, err := Exec(ctx, s, "SET TRANSACTION READ WRITE")
+	if Number(err) == 1568 { // ER_CANT_CHANGE_TX_CHARACTERISTICS
+		return true, nil
+	}
+	return false, err
+}

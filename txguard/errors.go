@@ -1,0 +1,64 @@
+package txguard
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+)
+
+// What became of the work. Every error of a guarded transaction is an
+// [OutcomeError] and matches exactly one of these; no error means that the work was
+// committed while the lock was held.
+var (
+	// ErrNotBegun: the function has not run, and nothing has been done. The reason
+	// is matchable beside it: the errors of package sqllock for a lock that could
+	// not be acquired or has ended, [sqllock.ErrInTransaction] for a session with
+	// an open transaction, which is left as it was.
+	ErrNotBegun = errors.New("txguard: not begun")
+
+	// ErrRolledBack: nothing that the function did in the transaction was
+	// committed. The reason is matchable beside it: [sqllock.ErrLost],
+	// [sqllock.ErrNotHeld] if the lock was released meanwhile,
+	// [sqllock.ErrTTLTooShort], [sqllock.ErrUnknown] if the server could not be
+	// asked, the error of the ctx, or the error that the function returned.
+	ErrRolledBack = errors.New("txguard: rolled back")
+
+	// ErrUnguarded: the transaction had ended before the lock was checked. What the
+	// function did until then, and maybe after, was committed or rolled back
+	// without the guard: it called Commit or Rollback of the Tx, or sent a statement
+	// that commits implicitly (DDL and the like), or went on after a deadlock,
+	// which ends the transaction and leaves the following statements to be committed
+	// one by one. That is an error in the program, save for the deadlock: return
+	// the errors of statements.
+	ErrUnguarded = errors.New("txguard: not guarded")
+
+	// ErrUnknown: COMMIT was sent, and its answer was lost. All of the work was
+	// committed, or none of it. With [WithEvidence], and in the fenced form, this
+	// is returned only if the database could not tell within some seconds; then
+	// [Fence.Settle] can later, by [OutcomeError.Evidence].
+	ErrUnknown = errors.New("txguard: the outcome of the commit is unknown")
+)
+
+// OutcomeError says what became of the work of a guarded transaction that was not
+// committed for certain, and why. Match both with errors.Is.
+type OutcomeError struct {
+	Name     string    // of the lock, as the caller gave it
+	Outcome  error     // ErrNotBegun, ErrRolledBack, ErrUnguarded or ErrUnknown
+	Err      error     // why
+	Evidence *Evidence // for [Fence.Settle], if Outcome is ErrUnknown and evidence was written
+}
+
+// Error returns name, outcome and reason on one line.
+func (e *OutcomeError) Error() string {
+	outcome := strings.TrimPrefix(e.Outcome.Error(), "txguard: ")
+	reason := strings.ReplaceAll(e.Err.Error(), "sqllock: ", "")
+	return "txguard: " + strconv.Quote(e.Name) + ": " + outcome + ": " + reason
+}
+
+// Unwrap returns outcome and reason.
+func (e *OutcomeError) Unwrap() []error { return []error{e.Outcome, e.Err} }
+
+var (
+	errFuncNil  = errors.New("the function is nil")
+	errOpenRows = errors.New("rows of a query are open on the session, or its connection is broken: close rows before the function returns")
+)

@@ -1,0 +1,62 @@
+package txguard
+
+import (
+	"encoding/hex"
+	"strconv"
+
+	"github.com/sqllock/go-sqllock/internal/userlock"
+)
+
+// now is the server's clock in microseconds; UNIX_TIMESTAMP has no ambiguous hour
+// in autumn, as local times have.
+const now = "(UNIX_TIMESTAMP()*1000000+MICROSECOND(NOW(6)))"
+
+// text returns ASCII text as a literal that means the same under every sql_mode.
+func text(s string) string { return "_latin1 " + userlock.Literal(s) }
+
+func num(n int64) string { return strconv.FormatInt(n, 10) }
+
+// upsert writes a row of key, or the assignments to the one that is there; one of
+// them gives the number that goes to the client as the insert id.
+func (f *Fence) upsert(key, token, seq, commits, assignments string) string {
+	return "INSERT INTO " + f.table + " (name,token,seq,commits,session,updated) VALUES (" + text(key) + "," + token + "," + seq + "," + commits +
+		",CONNECTION_ID(),UNIX_TIMESTAMP()) ON DUPLICATE KEY UPDATE " + assignments + ",session=CONNECTION_ID(),updated=UNIX_TIMESTAMP()"
+}
+
+// mintQuery makes a token greater than every one of key before. The clock is for
+// rows that have been swept.
+func (f *Fence) mintQuery(key string) string {
+	return f.upsert(key, "LAST_INSERT_ID("+now+")", "0", "''", "token=LAST_INSERT_ID(GREATEST(token+1,"+now+"))")
+}
+
+// raiseQuery returns the greatest token that has been raised, this one included.
+func (f *Fence) raiseQuery(key string, token int64) string {
+	return f.upsert(key, "LAST_INSERT_ID("+num(token)+")", "0", "''", "token=LAST_INSERT_ID(GREATEST(token,"+num(token)+"))")
+}
+
+// added is the assignment that adds the id of a commit to a row, whose number it
+// returns as the insert id.
+func added(id []byte) string {
+	return "seq=LAST_INSERT_ID(seq+1),commits=LEFT(CONCAT(X'" + hex.EncodeToString(id) + "',commits)," + num(kept*idSize) + ")"
+}
+
+// noteQuery writes evidence, whatever the token.
+func (f *Fence) noteQuery(key string, id []byte) string {
+	return f.upsert(key, "0", "LAST_INSERT_ID(1)", "X'"+hex.EncodeToString(id)+"'", added(id))
+}
+
+// passQuery writes evidence if no greater token has been raised, and locks the row
+// until the transaction ends. There is no insert id if it finds no row.
+func (f *Fence) passQuery(key string, token int64, id []byte) string {
+	return "UPDATE " + f.table + " SET " + added(id) + ",session=CONNECTION_ID(),updated=UNIX_TIMESTAMP() WHERE name=" + text(key) + " AND token=" + num(token)
+}
+
+// lookQuery reads what has been committed, after waiting for what is about to be.
+func (f *Fence) lookQuery(key string) string {
+	return "SELECT seq,commits FROM " + f.table + " WHERE name=" + text(key) + " FOR UPDATE"
+}
+
+// sweepQuery removes rows by the server's clock.
+func (f *Fence) sweepQuery(seconds int64) string {
+	return "DELETE FROM " + f.table + " WHERE updated<UNIX_TIMESTAMP()-" + num(seconds)
+}
