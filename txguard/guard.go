@@ -190,15 +190,15 @@ func (w *work) attempt(ctx context.Context) error {
 	returned := false
 	defer func() {
 		if !returned {
-			_ = w.rollback(ctx, tx) // what can't be rolled back is closed
+			_ = w.undo(ctx, tx, errPanic) // which tells nobody
 		}
 	}()
 	fnCtx, cancel := w.watch(ctx)
+	defer cancel() // at the end: it would break the connection under rows that were left open
 	err = w.fn(fnCtx, tx)
-	cancel()
 	returned = true
 	if err != nil {
-		return w.failed(ctx, tx, err)
+		return w.undo(ctx, tx, fmt.Errorf("the function returned: %w", err))
 	}
 	return w.commit(ctx, tx)
 }
@@ -213,7 +213,7 @@ func (w *work) begin(ctx context.Context) (tx *sql.Tx, finish func(), err error)
 	st, err := w.status(ctx)
 	switch {
 	case err != nil:
-		return nil, nil, err
+		return nil, nil, w.lost(ctx, err)
 	case st.Open:
 		return nil, nil, fmt.Errorf("%w: end it first; it was left as it is", sqllock.ErrInTransaction)
 	case !st.Autocommit:
@@ -223,7 +223,8 @@ func (w *work) begin(ctx context.Context) (tx *sql.Tx, finish func(), err error)
 	silence := time.AfterFunc(userlock.AnswerTime, finish)
 	tx, err = w.conn.BeginTx(txCtx, w.tx)
 	if !silence.Stop() && err == nil {
-		err = errors.Join(userlock.ErrSilent, tx.Rollback())
+		_ = tx.Rollback() // it is under way already
+		err = userlock.ErrSilent
 	}
 	if err != nil {
 		finish()
@@ -236,6 +237,9 @@ func (w *work) begin(ctx context.Context) (tx *sql.Tx, finish func(), err error)
 // says of an open one may be of before an error, so that is asked again.
 func (w *work) status(ctx context.Context) (st userlock.Status, err error) {
 	err = userlock.Use(w.conn, func(s *session.Session) (err error) {
+		if err := s.Alive(ctx); err != nil {
+			return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, err)
+		}
 		known := false
 		if st, known = userlock.Known(s); !known || st.Open {
 			st, err = userlock.AskStatus(ctx, s)
@@ -263,19 +267,35 @@ func (w *work) watch(ctx context.Context) (context.Context, context.CancelFunc) 
 	}
 }
 
-// failed ends the transaction of a function that has returned err.
-func (w *work) failed(ctx context.Context, tx *sql.Tx, err error) error {
-	early := w.endedEarly(ctx, false)
-	rolledBack := w.rollback(ctx, tx)
-	switch {
-	case errors.Is(rolledBack, sql.ErrTxDone):
-		return w.fail(ErrUnguarded, fmt.Errorf("the function ended the Tx itself, and returned: %w", err))
-	case early != nil:
-		return w.fail(ErrUnguarded, fmt.Errorf("%w; the function returned: %w", early, err))
-	case rolledBack != nil || w.lock.Err() != nil:
-		return w.fail(ErrRolledBack, w.lost(ctx, fmt.Errorf("the function returned: %w", err)))
+// undo rolls back, and tells why, and whether there was anything to roll back.
+func (w *work) undo(ctx context.Context, tx *sql.Tx, why error) error {
+	early := w.endedEarly(ctx)
+	if errors.Is(early, errEndedEarly) {
+		defer w.unlockTables(ctx)
+	} else {
+		early = nil // the session is broken, and the server rolls back
 	}
-	return w.fail(ErrRolledBack, fmt.Errorf("the function returned: %w", err))
+	err := w.rollback(ctx, tx)
+	switch {
+	case errors.Is(err, sql.ErrTxDone) && errors.Is(why, errEndedEarly):
+		return w.fail(ErrUnguarded, errEndedByFunc)
+	case errors.Is(err, sql.ErrTxDone):
+		return w.fail(ErrUnguarded, fmt.Errorf("%w; %w", errEndedByFunc, why))
+	case errors.Is(why, errEndedEarly):
+		return w.fail(ErrUnguarded, why)
+	case early != nil:
+		return w.fail(ErrUnguarded, fmt.Errorf("%w; %w", early, why))
+	case err != nil || w.lock.Err() != nil:
+		return w.fail(ErrRolledBack, w.lost(ctx, why))
+	}
+	return w.fail(ErrRolledBack, why)
+}
+
+// unlockTables undoes a LOCK TABLES, which commits implicitly.
+func (w *work) unlockTables(ctx context.Context) {
+	if _, err := exec(ctx, w.conn, "UNLOCK TABLES"); err != nil {
+		_ = session.Close(w.conn)
+	}
 }
 
 // lost is cause, behind the loss of the lock if that was lost.
@@ -289,7 +309,7 @@ func (w *work) lost(ctx context.Context, cause error) error {
 // commit commits if the lock is held, and tells what became of the work.
 func (w *work) commit(ctx context.Context, tx *sql.Tx) error {
 	if err := w.mayCommit(ctx); err != nil {
-		return w.refuse(ctx, tx, err)
+		return w.undo(ctx, tx, err)
 	}
 	var evidence *Evidence
 	sent := false
@@ -299,7 +319,7 @@ func (w *work) commit(ctx context.Context, tx *sql.Tx) error {
 				return err
 			}
 		}
-		if err := w.endedEarly(ctx, true); err != nil {
+		if err := w.endedEarly(ctx); err != nil { // of an answer that has just come
 			return err
 		}
 		sent = true
@@ -309,9 +329,9 @@ func (w *work) commit(ctx context.Context, tx *sql.Tx) error {
 	case err == nil:
 		return nil
 	case !sent:
-		return w.refuse(ctx, tx, err)
+		return w.undo(ctx, tx, err)
 	case errors.Is(err, sql.ErrTxDone):
-		return w.fail(ErrUnguarded, errors.New("the function ended the Tx itself"))
+		return w.fail(ErrUnguarded, errEndedByFunc)
 	}
 	return w.unknown(ctx, evidence, err)
 }
@@ -327,15 +347,21 @@ func (w *work) mayCommit(ctx context.Context) error {
 	if errors.Is(err, session.ErrUnusable) {
 		return errOpenRows
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return w.endedEarly(ctx)
 }
 
-// errEndedEarly is that the transaction was not there any more at its end.
-var errEndedEarly = errors.New("the transaction had been ended before its end, by a statement that commits implicitly, or by a deadlock whose error was not returned")
+var (
+	errPanic       = errors.New("the function did not return")
+	errEndedByFunc = errors.New("the function ended the Tx itself")
+	errEndedEarly  = errors.New("the transaction had been ended before its end, by a statement that commits implicitly, or by a deadlock whose error was not returned")
+)
 
-// endedEarly returns an error if the session is in no transaction any more. fresh
-// tells that the last answer on the session was of a statement of ours.
-func (w *work) endedEarly(ctx context.Context, fresh bool) error {
+// endedEarly returns errEndedEarly if the session, by its last answer that was no
+// error, is in no transaction any more, and another error if it can't be asked.
+func (w *work) endedEarly(ctx context.Context) error {
 	var st userlock.Status
 	err := session.Use(w.conn, func(s *session.Session) (err error) {
 		known := false
@@ -345,8 +371,6 @@ func (w *work) endedEarly(ctx context.Context, fresh bool) error {
 		return err
 	})
 	switch {
-	case err != nil && !fresh:
-		return nil // the session is broken; the server rolls back
 	case err != nil:
 		return err
 	case !st.Open:
@@ -355,20 +379,6 @@ func (w *work) endedEarly(ctx context.Context, fresh bool) error {
 		return fmt.Errorf("%w; autocommit was switched off", errEndedEarly)
 	}
 	return nil
-}
-
-// refuse rolls back for a reason of ours.
-func (w *work) refuse(ctx context.Context, tx *sql.Tx, why error) error {
-	err := w.rollback(ctx, tx)
-	switch {
-	case errors.Is(err, sql.ErrTxDone) || errors.Is(why, sql.ErrTxDone):
-		return w.fail(ErrUnguarded, fmt.Errorf("the function ended the Tx itself; %w", why))
-	case errors.Is(why, errEndedEarly):
-		return w.fail(ErrUnguarded, why)
-	case err != nil:
-		return w.fail(ErrRolledBack, w.lost(ctx, why))
-	}
-	return w.fail(ErrRolledBack, why)
 }
 
 // rollback ends the transaction, and leaves no other one open in the session,
