@@ -51,7 +51,8 @@ type commitKiller struct {
 func newCommitKiller(t *testing.T, s *testdb.Server) *commitKiller {
 	t.Helper()
 	db := schema(t, s)
-	runSQL(t, db, fencesTable, "CREATE TABLE work (id bigint NOT NULL PRIMARY KEY) ENGINE=InnoDB")
+	fenceTable(t, db)
+	do(t, db, "DELETE FROM work")
 	return &commitKiller{t: t, db: db, fence: txguard.NewFence(db), locker: sqllock.New(mysqlnamed.New()), window: time.Millisecond}
 }
 
@@ -67,7 +68,7 @@ func (k *commitKiller) round() {
 	session := l.Grant().Session
 	killed := make(chan error, 1)
 	err = txguard.Run(k.t.Context(), l, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, fmt.Sprintf("INSERT INTO work VALUES (%d)", k.rounds))
+		_, err := tx.ExecContext(ctx, fmt.Sprintf("INSERT INTO work VALUES (%d,0)", k.rounds))
 		go func() {
 			for end := time.Now().Add(rand.N(k.window)); time.Now().Before(end); {
 			}

@@ -6,6 +6,8 @@ import (
 	"database/sql"
 	"errors"
 	"net"
+	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -66,7 +68,7 @@ func onEachIsolation(t *testing.T, test func(t *testing.T, s *testdb.Server, db 
 	t.Helper()
 	onEach(t, func(t *testing.T, s *testdb.Server) {
 		db := lockTable(t, s, "MyISAM")
-		runSQL(t, db, fencesTable, "CREATE TABLE work (id bigint NOT NULL PRIMARY KEY, n bigint NOT NULL) ENGINE=InnoDB", "INSERT INTO work VALUES (1,0)")
+		fenceTable(t, db)
 		for name, opts := range isolations() {
 			t.Run(name, func(t *testing.T) {
 				do(t, db, "UPDATE work SET n=0")
@@ -184,12 +186,18 @@ func TestFenceWaitsForCommit(t *testing.T) {
 				do(t, db, "UPDATE work SET n=0")
 				h := newHolders(t, s, db, locker)
 				var wg sync.WaitGroup
+				var session int64
 				wg.Go(func() {
-					if err := h.first.Run(t.Context(), readAndWrite, txguard.WithTxOptions(opts)); err != nil {
+					err := h.first.Run(t.Context(), func(ctx context.Context, tx *sql.Tx) error {
+						session = ask[int64](t, tx, "SELECT CONNECTION_ID()")
+						return readAndWrite(ctx, tx)
+					}, txguard.WithTxOptions(opts))
+					if err != nil {
 						t.Errorf("the first: %v", err)
 					}
 				})
 				<-h.gate.reached
+				operatorSees(t, db, session)
 				next := h.lose()
 				wg.Go(func() {
 					second, err := h.work.Raise(t.Context(), next)
@@ -210,6 +218,30 @@ func TestFenceWaitsForCommit(t *testing.T) {
 			})
 		}
 	})
+}
+
+// operatorSees runs what the documentation has for the operator, while the session is
+// in its commit.
+func operatorSees(t *testing.T, db *sql.DB, session int64) {
+	t.Helper()
+	page, err := os.ReadFile("../docs/guarded-work.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(page), "```sql\n")
+	block, _, _ = strings.Cut(block, "```")
+	level, listing, _ := strings.Cut(strings.TrimSuffix(strings.TrimSpace(block), ";"), ";\n")
+	c := conn(t, db)
+	do(t, c, level)
+	defer do(t, c, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+	var name, updated string
+	var token, seq, told int64
+	if err := c.QueryRowContext(t.Context(), listing).Scan(&name, &token, &seq, &told, &updated); err != nil {
+		t.Fatalf("%s: %v", listing, err)
+	}
+	if name != "job" || told != session {
+		t.Errorf("the row says %q, session %d; the session in its commit is %d", name, told, session)
+	}
 }
 
 // TestFenceRefusesStale: a holder that is not in its commit when the next one is
@@ -240,7 +272,7 @@ func TestFenceRefusesStale(t *testing.T) {
 func TestFenceStaleRaise(t *testing.T) {
 	onEach(t, func(t *testing.T, s *testdb.Server) {
 		db := lockTable(t, s, "MyISAM")
-		runSQL(t, db, fencesTable, "CREATE TABLE work (id bigint NOT NULL PRIMARY KEY, n bigint NOT NULL) ENGINE=InnoDB", "INSERT INTO work VALUES (1,0)")
+		fenceTable(t, db)
 		for name, locker := range map[string]*sqllock.Locker{
 			"table": sqllock.New(table.New(time.Minute)), "mysqlnamed": sqllock.New(mysqlnamed.New()),
 		} {
@@ -275,7 +307,7 @@ func TestFenceStaleRaise(t *testing.T) {
 func TestFenceTokensGrow(t *testing.T) {
 	onEach(t, func(t *testing.T, s *testdb.Server) {
 		db := lockTable(t, s, "MyISAM")
-		runSQL(t, db, fencesTable)
+		fenceTable(t, db)
 		f := txguard.NewFence(db)
 		for name, locker := range map[string]*sqllock.Locker{
 			"table": sqllock.New(table.New(time.Minute)), "mysqlnamed": sqllock.New(mysqlnamed.New()),
@@ -320,7 +352,7 @@ func TestFenceElsewhere(t *testing.T) {
 				continue
 			}
 			locks, there := lockTable(t, s, "MyISAM"), schema(t, server(t, kind))
-			runSQL(t, there, fencesTable, "CREATE TABLE work (id bigint NOT NULL PRIMARY KEY, n bigint NOT NULL) ENGINE=InnoDB", "INSERT INTO work VALUES (1,0)")
+			fenceTable(t, there)
 			f := txguard.NewFence(there)
 
 			l := acquire(t, sqllock.New(table.New(time.Minute)), conn(t, locks), "job")
@@ -337,7 +369,7 @@ func TestFenceElsewhere(t *testing.T) {
 			named := acquire(t, sqllock.New(mysqlnamed.New()), conn(t, locks), "named job")
 			_, err = f.Raise(t.Context(), named)
 			wantErr(t, "a token without a table for it", err, txguard.ErrNotBegun, sqllock.ErrNoTable)
-			runSQL(t, locks, fencesTable)
+			fenceTable(t, locks)
 			fenced, err = f.Raise(t.Context(), named)
 			if err != nil {
 				t.Fatal(err)
@@ -358,7 +390,7 @@ func TestFenceElsewhere(t *testing.T) {
 func TestSettle(t *testing.T) {
 	onEach(t, func(t *testing.T, s *testdb.Server) {
 		db := lockTable(t, s, "MyISAM")
-		runSQL(t, db, fencesTable, "CREATE TABLE work (id bigint NOT NULL PRIMARY KEY, n bigint NOT NULL) ENGINE=InnoDB", "INSERT INTO work VALUES (1,0)")
+		fenceTable(t, db)
 		f := txguard.NewFence(db)
 		pool, g := gated(t, s, db)
 		locker := sqllock.New(mysqlnamed.New())

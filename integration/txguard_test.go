@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sqllock/go-sqllock/migrations"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
@@ -30,9 +31,14 @@ type guarded struct {
 	tables int // made so far
 }
 
-const fencesTable = "CREATE TABLE lock_fences (name varchar(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY, " +
-	"token bigint NOT NULL, seq bigint NOT NULL DEFAULT 0, commits varbinary(512) NOT NULL DEFAULT '', " +
-	"session bigint NOT NULL DEFAULT 0, updated bigint NOT NULL DEFAULT 0) ENGINE=InnoDB"
+// fenceTable makes the fence table in the database of db, and one to work on.
+func fenceTable(t *testing.T, db *sql.DB) {
+	t.Helper()
+	if err := migrations.Up(t.Context(), db, migrations.Fences()); err != nil {
+		t.Fatal(err)
+	}
+	runSQL(t, db, "CREATE TABLE work (id bigint NOT NULL PRIMARY KEY, n bigint NOT NULL) ENGINE=InnoDB", "INSERT INTO work VALUES (1,0),(2,0)")
+}
 
 // onEachGuarded runs a test with each backend, engine and server.
 func onEachGuarded(t *testing.T, test func(t *testing.T, g *guarded)) {
@@ -41,7 +47,7 @@ func onEachGuarded(t *testing.T, test func(t *testing.T, g *guarded)) {
 		t.Parallel()
 		for _, engine := range engines {
 			db := lockTable(t, s, engine)
-			runSQL(t, db, fencesTable, "CREATE TABLE work (id bigint NOT NULL PRIMARY KEY, n bigint NOT NULL) ENGINE=InnoDB", "INSERT INTO work VALUES (1,0),(2,0)")
+			fenceTable(t, db)
 			run := func(name string, b sqllock.Backend) {
 				t.Run(name, func(t *testing.T) {
 					_, leases := b.(sqllock.Leaser)

@@ -108,12 +108,11 @@ func (k *Locker) conn(ctx context.Context, db *sql.DB, name string) (*sql.Conn, 
 
 // run runs fn under a lock that is held, and releases it.
 func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *Lock) error) (err error) {
-	fnCtx, cancel := context.WithCancelCause(ctx)
-	lock.whenEnded(cancel)
+	fnCtx, cancel := lock.Context(ctx)
 	stopWatch := k.watch(ctx, lock)
 	defer func() {
 		cause := context.Cause(fnCtx)
-		cancel(nil)
+		cancel()
 		stopWatch()
 		released := lock.Release(ctx)
 		switch {

@@ -33,7 +33,7 @@ type Lock struct {
 	grant     Grant      // of which only Until changes
 	releasing bool       // a Release has begun: it alone says how the lock ended
 	err       error      // how the lock ended
-	onEnd     func(error)
+	tenants   map[*context.CancelCauseFunc]struct{}
 }
 
 // Name returns the name that the lock was acquired under.
@@ -112,22 +112,37 @@ func (l *Lock) end(err error) {
 }
 
 func (l *Lock) endLocked(err error) {
-	if l.err == nil {
-		l.err = err
-		close(l.done)
-		if l.onEnd != nil {
-			l.onEnd(l.fail("hold", err))
-		}
+	if l.err != nil {
+		return
 	}
+	l.err = err
+	close(l.done)
+	for cancel := range l.tenants {
+		(*cancel)(l.fail("hold", err))
+	}
+	l.tenants = nil
 }
 
-// whenEnded has f called, once, with how the lock ended. f must not block.
-func (l *Lock) whenEnded(f func(error)) {
+// Context returns a copy of parent that ends with the lock, too, with the error of
+// Err as its cause. As Done, it knows of a loss when the server has been asked. The
+// CancelFunc has to be called when it is not needed any more.
+func (l *Lock) Context(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.onEnd = f
 	if l.err != nil {
-		f(l.fail("hold", l.err))
+		cancel(l.fail("hold", l.err))
+		return ctx, func() {}
+	}
+	if l.tenants == nil {
+		l.tenants = make(map[*context.CancelCauseFunc]struct{})
+	}
+	l.tenants[&cancel] = struct{}{}
+	return ctx, func() {
+		l.mu.Lock()
+		delete(l.tenants, &cancel)
+		l.mu.Unlock()
+		cancel(nil)
 	}
 }
 

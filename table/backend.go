@@ -843,18 +843,19 @@ func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant)
 	return err
 }
 
-// TimeLeft asks the server how long it is until another one may take g. A session
-// in a transaction may see the row of an InnoDB table as it was, and would lock it
-// if SERIALIZABLE: it is then read over the pool, or, without one, and over a *sql.Tx,
-// not at all: the answer is whether the session has the doorbell, without which nobody
-// is granted the lock, and what is left at least.
+// TimeLeft asks the server how long it is until another one may take g. In a
+// transaction the row of an InnoDB table may be seen as it was, and would be locked
+// if SERIALIZABLE: on a *sql.Conn it is then read over the pool. Without one, and
+// over a *sql.Tx whatever the engine, it is not read: the answer is whether the
+// session has the doorbell, without which nobody is granted the lock, and what is
+// left at least.
 func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
+	if tx, ok := q.(*sql.Tx); ok {
+		return b.leftByDoorbell(ctx, tx, g)
+	}
 	srv, err := serverOf(g)
 	if err != nil {
 		return 0, err
-	}
-	if _, ok := q.(*sql.Tx); ok && srv.transactional {
-		return b.leftByDoorbell(ctx, q, g)
 	}
 	if srv.transactional {
 		inside, err := b.inside(ctx, q, srv)
@@ -885,8 +886,8 @@ func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Gra
 	return left, nil
 }
 
-// leftByDoorbell answers without the row, which to read would be a part of the
-// caller's transaction. Without a pool nobody can have extended g meanwhile.
+// leftByDoorbell answers without the row, which to read might be a part of the
+// caller's transaction.
 func (b *Backend) leftByDoorbell(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
 	var held sql.NullBool
 	err := userlock.AskOver(ctx, q, "SELECT IS_USED_LOCK("+text(g.Key)+")=CONNECTION_ID() v", &held)

@@ -126,7 +126,7 @@ func (f *Fence) mint(ctx context.Context, lock *sqllock.Lock) (token int64, err 
 	w := &work{config: &config{}, lock: lock, conn: lock.Conn()}
 	st, err := w.status(ctx)
 	if err != nil {
-		return 0, err
+		return 0, w.lost(ctx, err)
 	}
 	if st.Open || !st.Autocommit {
 		return 0, fmt.Errorf("%w: a token for the lock can't be made there", sqllock.ErrInTransaction)

@@ -193,7 +193,7 @@ func (w *work) attempt(ctx context.Context) error {
 			_ = w.undo(ctx, tx, errPanic) // which tells nobody
 		}
 	}()
-	fnCtx, cancel := w.watch(ctx)
+	fnCtx, cancel := w.lock.Context(ctx)
 	defer cancel() // at the end: it would break the connection under rows that were left open
 	err = w.fn(fnCtx, tx)
 	returned = true
@@ -247,24 +247,6 @@ func (w *work) status(ctx context.Context) (st userlock.Status, err error) {
 		return err
 	})
 	return st, err
-}
-
-// watch returns the ctx of the function.
-func (w *work) watch(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		select {
-		case <-w.lock.Done():
-			cancel(w.lock.Err())
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, func() {
-		cancel(nil)
-		<-over
-	}
 }
 
 // undo rolls back, and tells why, and whether there was anything to roll back.

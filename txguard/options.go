@@ -47,9 +47,10 @@ func WithTxOptions(opts sql.TxOptions) Option {
 	})
 }
 
-// MinTTL demands that at least d of the lock's time is left when the work is
-// committed, by the server's clock; less is [sqllock.ErrTTLTooShort]. It is an error
-// for a lock without a TTL, and if d is not positive.
+// MinTTL demands that at least d of the lock's time is left when the work is about to
+// be committed; less is [sqllock.ErrTTLTooShort]. The time is that of
+// [sqllock.Lock.Remaining] or, in the fenced form, [sqllock.Lock.AssertTTL]. It is an
+// error for a lock without a TTL, and if d is not positive.
 func MinTTL(d time.Duration) Option {
 	return option(func(c *config) error {
 		if d <= 0 {
