@@ -12,7 +12,7 @@ import (
 
 const noSuchTable = 1146 // ER_NO_SUCH_TABLE
 
-// explain says what failed, and what to do about it where that is known.
+// explain says what failed.
 func explain(ctx context.Context, op string, err error) error {
 	if err == nil {
 		return nil
@@ -20,13 +20,18 @@ func explain(ctx context.Context, op string, err error) error {
 	if ended := ctx.Err(); ended != nil && !errors.Is(err, ended) {
 		err = fmt.Errorf("%w: %w", ended, err) // the driver may speak of the connection only
 	}
-	if hint := advice(err); hint != "" {
-		return fmt.Errorf("migrations: %s: %w; %s", op, err, hint)
-	}
 	return fmt.Errorf("migrations: %s: %w", op, err)
 }
 
-func advice(err error) string {
+// advise adds what to do about the error, where that is known.
+func (c *config) advise(err error) error {
+	if hint := c.advice(err); hint != "" {
+		return fmt.Errorf("%w; %s", err, hint)
+	}
+	return err
+}
+
+func (c *config) advice(err error) string {
 	switch number(err) {
 	case 1044, // ER_DBACCESS_DENIED_ERROR
 		1142: // ER_TABLEACCESS_DENIED_ERROR
@@ -37,7 +42,7 @@ func advice(err error) string {
 		return `use WithEngine("InnoDB"), which creates the table with a primary key; ` +
 			"a table that is there already needs an ALTER TABLE … ADD PRIMARY KEY (name) first"
 	case 1046: // ER_NO_DB_ERROR
-		return errNoDatabase().Error()
+		return c.errNoDatabase().Error()
 	}
 	if errors.Is(err, sqllock.ErrUnsupported) {
 		return "where one process migrates at a time, use migrations.FS with goose, or the statements of migrations.SQL"
@@ -45,7 +50,9 @@ func advice(err error) string {
 	return ""
 }
 
-func errNoDatabase() error { return errors.New("the DSN has to name the database of the lock table") }
+func (c *config) errNoDatabase() error {
+	return errors.New("the DSN has to name the database of the " + c.set.row + " table")
+}
 
 func number(err error) uint16 {
 	var answer *mysql.MySQLError

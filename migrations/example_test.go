@@ -25,6 +25,19 @@ func Example() {
 	}
 }
 
+// The fence table of package txguard, in the database where the work is done.
+func ExampleFences() {
+	db, err := sql.Open("mysql", "user:password@tcp(127.0.0.1:3306)/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := migrations.Up(ctx, db, migrations.Fences()); err != nil {
+		log.Print(err)
+	}
+}
+
 // The statements for another tool, here for a server where every table needs a
 // primary key.
 func ExampleSQL() {

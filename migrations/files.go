@@ -4,11 +4,12 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"path"
 	"strings"
 	"testing/fstest"
 )
 
-//go:embed mysql/*.sql
+//go:embed mysql/*.sql mysql/fences/*.sql
 var embedded embed.FS
 
 const (
@@ -19,9 +20,9 @@ const (
 // FS returns the migrations with the options applied: a folder of SQL files for
 // goose, its command or its Provider, with dialect "mysql". Use a version table
 // of their own, and keep others from migrating meanwhile: [Up] does both, and
-// also refuses to alter a table that is not a lock table, which the files alone
-// do not. An error is about the options. With the goose command, after
-// os.CopyFS("locks", fsys):
+// also refuses to alter a table that is not a lock table, or with [Fences] not a
+// fence table, which the files alone do not. An error is about the options. With
+// the goose command, after os.CopyFS("locks", fsys):
 //
 //	goose -dir locks -table shared_locks_version mysql "$DSN" up
 //
@@ -41,7 +42,8 @@ func FS(opts ...Option) (fs.FS, error) {
 
 // SQL returns what [Up] brings about as plain SQL for other tools. It has to run
 // on one session, one statement after the other (the mysql client does; a driver
-// needs multiStatements for it as a whole), and may run again; [Up] may follow, too. An error is about the options.
+// needs multiStatements for it as a whole), and may run again; [Up] may follow,
+// too. An error is about the options.
 func SQL(opts ...Option) (string, error) {
 	files, err := FS(opts...)
 	if err != nil {
@@ -67,7 +69,7 @@ func SQL(opts ...Option) (string, error) {
 // files returns the embedded files, which are written for the default options,
 // with c applied.
 func (c *config) files() (fs.FS, error) {
-	names, err := fs.Glob(embedded, "mysql/*.sql")
+	names, err := fs.Glob(embedded, c.set.folder+"/*.sql")
 	if err != nil {
 		return nil, err
 	}
@@ -77,14 +79,14 @@ func (c *config) files() (fs.FS, error) {
 		if err != nil {
 			return nil, err
 		}
-		name = strings.TrimPrefix(name, "mysql/")
-		files[name] = &fstest.MapFile{Data: []byte(c.replacer().Replace(string(text))), Mode: 0o444}
+		files[path.Base(name)] = &fstest.MapFile{Data: []byte(c.replacer().Replace(string(text))), Mode: 0o444}
 	}
 	return files, nil
 }
 
+// replacer changes the names, and in the files of the lock table the engine.
 func (c *config) replacer() *strings.Replacer {
-	pairs := []string{"`" + defaultTable + "`", "`" + c.table + "`", "'" + defaultTable + "'", "'" + c.table + "'"}
+	pairs := []string{"`" + c.set.table + "`", "`" + c.table + "`", "'" + c.set.table + "'", "'" + c.table + "'"}
 	if c.engine == "InnoDB" {
 		pairs = append(pairs, "UNIQUE KEY `shared_locks_ix1`", "PRIMARY KEY")
 	}

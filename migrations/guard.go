@@ -14,7 +14,7 @@ import (
 // guard is the lock under which goose migrates one table, on the session that
 // goose migrates it on. It serves one call of Up or Down.
 type guard struct {
-	table   string
+	config  *config
 	prepare func(context.Context, *sql.Conn) error
 	lock    *sqllock.Lock
 }
@@ -29,10 +29,10 @@ func (g *guard) SessionLock(ctx context.Context, conn *sql.Conn) (err error) {
 		return err
 	}
 	if !schema.Valid {
-		return errNoDatabase()
+		return g.config.errNoDatabase()
 	}
 	locker := sqllock.New(mysqlnamed.New(), sqllock.WithNamespace("go-sqllock"))
-	g.lock, err = locker.Lock(ctx, conn, "migrations "+schema.String+"."+g.table)
+	g.lock, err = locker.Lock(ctx, conn, "migrations "+schema.String+"."+g.config.table)
 	if err != nil {
 		return err
 	}

@@ -138,30 +138,105 @@ func TestFS(t *testing.T) {
 	}
 }
 
-// TestDocumentation: doc.go has what SQL returns.
-func TestDocumentation(t *testing.T) {
-	want, err := migrations.SQL()
+// TestFencesOptions: Fences takes a table's name and no engine, whichever comes
+// first.
+func TestFencesOptions(t *testing.T) {
+	fences := migrations.Fences()
+	for _, test := range []struct {
+		name string
+		opts []migrations.Option
+		want string // in the error, or with a backtick in the SQL
+	}{
+		{"alone", []migrations.Option{fences}, "TABLE IF NOT EXISTS `lock_fences` ("},
+		{"twice", []migrations.Option{fences, fences}, "TABLE IF NOT EXISTS `lock_fences` ("},
+		{"a table", []migrations.Option{fences, migrations.WithTable("app$fences")}, "TABLE IF NOT EXISTS `app$fences` ("},
+		{"a table first", []migrations.Option{migrations.WithTable("app$fences"), fences}, "TABLE IF NOT EXISTS `app$fences` ("},
+		{"too long", []migrations.Option{fences, migrations.WithTable(strings.Repeat("x", 57))}, "1 to 56"},
+		{"too long first", []migrations.Option{migrations.WithTable(strings.Repeat("x", 57)), fences}, "1 to 56"},
+		{"InnoDB", []migrations.Option{fences, migrations.WithEngine("InnoDB")}, "leave WithEngine out"},
+		{"MyISAM first", []migrations.Option{migrations.WithEngine("MyISAM"), fences}, "leave WithEngine out"},
+		{"another engine", []migrations.Option{fences, migrations.WithEngine("MEMORY")}, "InnoDB or MyISAM"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if strings.Contains(test.want, "`") {
+				if text, err := migrations.SQL(test.opts...); err != nil || !strings.Contains(text, test.want) {
+					t.Errorf("SQL returns %v, and no %q:\n%s", err, test.want, text)
+				}
+				return
+			}
+			db := pool(t)
+			_, err := migrations.FS(test.opts...)
+			check(t, "FS", err, "migrations: With", test.want)
+			_, err = migrations.SQL(test.opts...)
+			check(t, "SQL", err, "migrations: With", test.want)
+			check(t, "Up", migrations.Up(t.Context(), db, test.opts...), "migrations: up: With", test.want)
+			check(t, "Down", migrations.Down(t.Context(), db, test.opts...), "migrations: down: With", test.want)
+		})
+	}
+}
+
+// TestFencesFS: the files are those in the folder of the fences, the table's name
+// is changed wherever it is, and nothing else is.
+func TestFencesFS(t *testing.T) {
+	const name = "00001_lock_fences.sql"
+	plain, err := migrations.FS(migrations.Fences())
 	if err != nil {
 		t.Fatal(err)
 	}
+	if got, err := fs.Glob(plain, "*"); err != nil || !slices.Equal(got, []string{name}) {
+		t.Errorf("the files are %v (%v), want %s", got, err, name)
+	}
+	text, err := os.ReadFile("mysql/fences/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, plain, name); got != string(text) {
+		t.Errorf("%s differs from the one in the folder:\n%s", name, got)
+	}
+	renamed, err := migrations.FS(migrations.Fences(), migrations.WithTable("app$fences"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := read(t, renamed, name), strings.ReplaceAll(string(text), "lock_fences", "app$fences"); got != want {
+		t.Errorf("with a table given:\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestDocumentation: doc.go has what SQL returns, of both sets.
+func TestDocumentation(t *testing.T) {
 	text, err := os.ReadFile("doc.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var shown []string
-	for line := range strings.Lines(string(text)) {
+	shown := blocks(string(text))
+	for i, opts := range [][]migrations.Option{nil, {migrations.Fences()}} {
+		want, err := migrations.SQL(opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i >= len(shown) {
+			t.Fatalf("doc.go has no SQL like\n%s", want)
+		}
+		if got := shown[i]; got != want {
+			t.Errorf("doc.go has\n%s\nand SQL returns\n%s", got, want)
+		}
+	}
+}
+
+// blocks returns the indented blocks of a doc comment.
+func blocks(text string) (all []string) {
+	var block strings.Builder
+	for line := range strings.Lines(text) {
 		code, ok := strings.CutPrefix(line, "//\t")
 		switch {
 		case ok:
-			shown = append(shown, code)
-		case line == "//\n" && len(shown) > 0:
-			shown = append(shown, "\n")
-		case len(shown) > 0:
-			if got := strings.TrimSpace(strings.Join(shown, "")) + "\n"; got != want {
-				t.Errorf("doc.go has\n%s\nand SQL returns\n%s", got, want)
-			}
-			return
+			block.WriteString(code)
+		case line == "//\n" && block.Len() > 0:
+			block.WriteString("\n")
+		case block.Len() > 0:
+			all = append(all, strings.TrimSpace(block.String())+"\n")
+			block.Reset()
 		}
 	}
-	t.Error("doc.go has no SQL")
+	return all
 }

@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
-// columns are the columns of a table by their names. A table that is missing has
-// none.
-type columns map[string]column
+// definition is what the server says of a table. One that is missing has no
+// columns.
+type definition struct {
+	engine  string
+	columns map[string]column
+}
 
 type column struct {
 	dataType string
@@ -25,48 +29,56 @@ type querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
-func (c *config) columns(ctx context.Context, q querier) (columns, error) {
+// look returns the definition of the table, or an error if the migrations of the
+// other set have made it: somebody has left out Fences, or given it in vain.
+func (c *config) look(ctx context.Context, q querier) (*definition, error) {
 	rows, err := q.QueryContext(ctx, "SELECT column_name, data_type, COALESCE(LEAST(character_maximum_length,65535),0), column_key, "+
-		"extra LIKE '%auto_increment%', is_nullable='NO' AND column_default IS NULL AND extra='' FROM information_schema.columns "+
-		"WHERE table_schema = DATABASE() AND table_name = '"+c.table+"'")
+		"extra LIKE '%auto_increment%', is_nullable='NO' AND column_default IS NULL AND extra='', COALESCE(engine,''), table_comment "+
+		"FROM information_schema.columns c, information_schema.tables t "+
+		"WHERE c.table_schema = DATABASE() AND c.table_name = '"+c.table+"' AND t.table_schema = DATABASE() AND t.table_name = '"+c.table+"'")
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	found := make(columns)
+	found := &definition{columns: make(map[string]column)}
+	var comment string
 	for rows.Next() {
 		var name string
-		var c column
-		if err := rows.Scan(&name, &c.dataType, &c.length, &c.key, &c.counts, &c.needed); err != nil {
+		var col column
+		if err := rows.Scan(&name, &col.dataType, &col.length, &col.key, &col.counts, &col.needed, &found.engine, &comment); err != nil {
 			return nil, err
 		}
-		found[name] = c
+		found.columns[name] = col
 	}
-	return found, rows.Err()
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	for _, other := range []*set{locks(), fences()} {
+		if other.comment != c.set.comment && strings.HasPrefix(comment, other.comment) {
+			return nil, fmt.Errorf("the table %s is one for %ss, as its comment says, not for %ss, and was not altered: "+
+				"give Fences() in the calls for the fence table and in no others, or name another table by WithTable", c.table, other.row, c.set.row)
+		}
+	}
+	return found, nil
 }
 
-// adoptable returns an error if there is a table that is not a lock table of any
-// version.
+// adoptable returns an error if there is a table that is not one of the set, of
+// any version.
 func (c *config) adoptable(ctx context.Context, q querier) error {
-	found, err := c.columns(ctx, q)
-	if err != nil || len(found) == 0 {
+	found, err := c.look(ctx, q)
+	if err != nil || len(found.columns) == 0 {
 		return err
 	}
-	why := found.lack("name", "connection_id", "created", "ttl", "lock_acquired")
-	if why == "" && !found.keyed() {
-		why = "no unique key on the column name alone"
-	}
+	why := found.lack(c.set.columns)
 	if why == "" {
-		why = found.spoil()
+		why = found.spoil(c.set)
 	}
-	_, token := found["token"]
-	_, holder := found["holder"]
-	if why == "" && (token || holder) {
-		why = found.lack("token", "holder")
+	if why == "" && slices.ContainsFunc(c.set.added, found.has) {
+		why = found.lack(c.set.added)
 	}
 	if why != "" {
-		return fmt.Errorf("the table %s is there, but is no table for locks as it is, and was not altered: it has %s; "+
-			"alter it, or name another one by WithTable", c.table, why)
+		return fmt.Errorf("the table %s is there, but is no table for %ss as it is, and was not altered: it has %s; "+
+			"alter it, or name another one by WithTable", c.table, c.set.row, why)
 	}
 	return nil
 }
@@ -74,8 +86,8 @@ func (c *config) adoptable(ctx context.Context, q querier) error {
 // creatable returns an error if the server wants primary keys, and the table that
 // is to be made would have none.
 func (c *config) creatable(ctx context.Context, q querier) error {
-	found, err := c.columns(ctx, q)
-	if err != nil || len(found) > 0 || c.engine == "InnoDB" {
+	found, err := c.look(ctx, q)
+	if err != nil || len(found.columns) > 0 || c.engine == "InnoDB" {
 		return err
 	}
 	rows, err := q.QueryContext(ctx, "SHOW VARIABLES WHERE variable_name='sql_require_primary_key' AND value='ON'")
@@ -89,65 +101,75 @@ func (c *config) creatable(ctx context.Context, q querier) error {
 	return rows.Err()
 }
 
-// complete returns an error if the lock table is not as the newest version has
-// it, whatever the version table says.
+// complete returns an error if the table is not as the newest version has it,
+// whatever the version table says.
 func (c *config) complete(ctx context.Context, q querier) error {
-	found, err := c.columns(ctx, q)
+	found, err := c.look(ctx, q)
 	if err != nil {
 		return err
 	}
-	if why := found.lack("name", "connection_id", "created", "ttl", "lock_acquired", "token", "holder"); why != "" {
+	why := found.lack(slices.Concat(c.set.columns, c.set.added))
+	if why == "" && c.set.again {
+		why = found.spoil(c.set)
+	}
+	if why != "" {
 		return fmt.Errorf("the table %s has %s, though %s says that it is up to date: it was dropped or altered since, "+
 			"or this user may not see it; drop %[3]s, and call Up again", c.table, why, c.table+versionSuffix)
 	}
 	return nil
 }
 
-// lack says which of the named columns is not there, or of no use, "" if none.
-func (c columns) lack(names ...string) string {
-	for _, name := range names {
-		types := []string{"tinyint", "smallint", "mediumint", "int", "bigint"}
-		if name == "name" || name == "holder" {
-			types = []string{"char", "varchar", "binary", "varbinary"}
+func (d *definition) has(n need) bool {
+	_, ok := d.columns[n.name]
+	return ok
+}
+
+// lack says which of the columns is not there, or of no use, "" if none.
+func (d *definition) lack(needs []need) string {
+	for _, n := range needs {
+		if !d.has(n) {
+			return "no column " + n.name
 		}
-		column, ok := c[name]
-		if !ok {
-			return "no column " + name
-		}
-		if !slices.Contains(types, column.dataType) {
-			return "a column " + name + " of type " + column.dataType
+		if found := d.columns[n.name].dataType; !slices.Contains(n.types, found) {
+			return "a column " + n.name + " of type " + found
 		}
 	}
 	return ""
 }
 
-// nameLength is what sqllock.Key needs.
-const nameLength = 64
-
-// spoil says what keeps locks from being made in the table, "" if nothing does.
-func (c columns) spoil() string {
-	if c["name"].length < nameLength {
-		return fmt.Sprintf("a column name of %d characters, and names have up to %d", c["name"].length, nameLength)
+// spoil says what keeps rows of the set from being made in a table that has its
+// columns, "" if nothing does.
+func (d *definition) spoil(s *set) string {
+	if !d.keyed(s.key) {
+		return "no " + s.key + " key on the column name alone"
 	}
-	for name, column := range c {
+	if s.engine != "" && d.engine != s.engine {
+		return "the engine " + d.engine + ", and " + s.row + "s need " + s.engine
+	}
+	for _, n := range s.columns {
+		if length := d.columns[n.name].length; length < n.length {
+			return fmt.Sprintf("a column %s of %d characters, and %s have up to %d", n.name, length, n.holds, n.length)
+		}
+	}
+	for name, column := range d.columns {
 		switch {
 		case column.counts:
 			return "a column " + name + " with AUTO_INCREMENT, whose values would be taken for fencing tokens"
-		case column.needed && !slices.Contains([]string{"name", "connection_id", "created", "ttl", "lock_acquired"}, name):
-			return "a column " + name + " without a default, which locks do not fill"
+		case column.needed && !slices.ContainsFunc(s.columns, func(n need) bool { return n.name == name }):
+			return "a column " + name + " without a default, which " + s.row + "s do not fill"
 		}
 	}
 	return ""
 }
 
-// keyed reports whether no name can be there twice.
-func (c columns) keyed() bool {
+// keyed reports whether no name can be there twice, by a key of that kind.
+func (d *definition) keyed(kind string) bool {
 	primary := 0
-	for _, column := range c {
+	for _, column := range d.columns {
 		if column.key == "PRI" {
 			primary++
 		}
 	}
-	key := c["name"].key
-	return key == "UNI" || key == "PRI" && primary == 1
+	key := d.columns["name"].key
+	return key == "UNI" && kind == "unique" || key == "PRI" && primary == 1
 }
