@@ -132,13 +132,13 @@ func TestFenceNaive(t *testing.T) {
 	})
 }
 
-// rowWait returns when a statement on the table waits for the lock of a row. The
+// rowWait returns when a statement with that text waits for the lock of a row. The
 // servers look anew only for who has not looked for a tenth of a second.
-func rowWait(t *testing.T, db *sql.DB, table string) {
+func rowWait(t *testing.T, db *sql.DB, statement string) {
 	t.Helper()
-	waitFor(t, "a statement to wait for a row of "+table, func() bool {
+	waitFor(t, "a statement to wait for a row: "+statement, func() bool {
 		time.Sleep(110 * time.Millisecond)
-		return ask[int](t, db, "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state='LOCK WAIT' AND trx_query LIKE ?", "%"+table+"%") > 0
+		return ask[int](t, db, "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state='LOCK WAIT' AND trx_query LIKE ?", "%"+statement+"%") > 0
 	})
 }
 

@@ -165,7 +165,8 @@ func TestGuardTxOptions(t *testing.T) {
 		}
 		err := txguard.Run(t.Context(), l, increment, txguard.WithTxOptions(sql.TxOptions{ReadOnly: true}))
 		var answer *mysql.MySQLError
-		if wantErr(t, "a write", err, txguard.ErrRolledBack); !errors.As(err, &answer) || answer.Number != 1792 {
+		wantErr(t, "a write", err, txguard.ErrRolledBack)
+		if !errors.As(err, &answer) || answer.Number != 1792 {
 			t.Errorf("a write in a read-only transaction: %v", err)
 		}
 		release(t, l)
@@ -294,7 +295,7 @@ func TestGuardWrappedDriver(t *testing.T) {
 			t.Fatal(err)
 		}
 		pool := sql.OpenDB(wrapped{connector})
-		defer pool.Close()
+		defer pool.Close() //nolint:errcheck // nothing depends on it
 		l := acquire(t, sqllock.New(mysqlnamed.New()), conn(t, pool), lockName("wrapped"))
 		if err := txguard.Run(t.Context(), l, increment); err != nil {
 			t.Error(err)

@@ -7,8 +7,9 @@ import (
 )
 
 // What became of the work. Every error of a guarded transaction is an
-// [OutcomeError] and matches exactly one of these; no error means that the work was
-// committed while the lock was held.
+// [OutcomeError] whose Outcome is one of these, which it matches; no error means that
+// the work was committed while the lock was held. It matches others of these only if
+// the function has passed on the error of another guarded transaction.
 var (
 	// ErrNotBegun: the function has not run, and nothing has been done. The reason
 	// is matchable beside it: the errors of package sqllock for a lock that could
@@ -50,15 +51,15 @@ type OutcomeError struct {
 
 // Error returns name, outcome and reason on one line.
 func (e *OutcomeError) Error() string {
-	outcome := strings.TrimPrefix(e.Outcome.Error(), "txguard: ")
-	reason := strings.ReplaceAll(e.Err.Error(), "sqllock: ", "")
-	return "txguard: " + strconv.Quote(e.Name) + ": " + outcome + ": " + reason
+	plain := strings.NewReplacer("txguard: ", "", "sqllock: ", "")
+	return "txguard: " + strconv.Quote(e.Name) + ": " + plain.Replace(e.Outcome.Error()+": "+e.Err.Error())
 }
 
 // Unwrap returns outcome and reason.
 func (e *OutcomeError) Unwrap() []error { return []error{e.Outcome, e.Err} }
 
 var (
-	errFuncNil  = errors.New("the function is nil")
-	errOpenRows = errors.New("rows of a query are open on the session, or its connection is broken: close rows before the function returns")
+	errLockOptions = errors.New("WithLockOptions is for Do and TryDo: this lock has been acquired already")
+	errFuncNil     = errors.New("the function is nil")
+	errOpenRows    = errors.New("rows of a query are open on the session, or its connection is broken: close rows before the function returns")
 )

@@ -32,17 +32,18 @@ func Example_sameSession() {
 	locker := sqllock.New(mysqlnamed.New(), sqllock.WithNamespace("shop"))
 
 	err = txguard.Do(ctx, locker, db, "stock", func(ctx context.Context, tx *sql.Tx) error {
-		return bookStock(ctx, tx)
+		_, err := tx.ExecContext(ctx, "UPDATE stock SET n = n - 1 WHERE item = 7")
+		return err
 	})
 	switch {
 	case err == nil:
 		log.Print("committed, and the lock was held")
 	case errors.Is(err, txguard.ErrNotBegun), errors.Is(err, txguard.ErrRolledBack):
-		log.Print("nothing was committed: ", err) // errors.Is(err, sqllock.ErrLost), the error of bookStock, …
+		log.Print("nothing was committed: ", err) // errors.Is(err, sqllock.ErrLost), the error of the function, …
 	case errors.Is(err, txguard.ErrUnknown):
 		log.Print("committed or not: ", err) // see the example of the unknown outcome
 	case errors.Is(err, txguard.ErrUnguarded):
-		log.Print("an error in bookStock: ", err)
+		log.Print("an error in the function: ", err)
 	}
 }
 
@@ -134,7 +135,7 @@ func Example_fencedHTTP() {
 	defer service.Close()
 
 	send := func(token int64) { // lock.Token(), or fenced.Token()
-		req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, service.URL, nil)
+		req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, service.URL, http.NoBody)
 		if err != nil {
 			log.Fatal(err)
 		}

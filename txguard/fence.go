@@ -123,13 +123,13 @@ func (f *Fence) Raise(ctx context.Context, lock *sqllock.Lock) (*Fenced, error) 
 // mint makes a token on the session of lock: where the session lives, it holds the
 // lock, so tokens grow in the order of the grants.
 func (f *Fence) mint(ctx context.Context, lock *sqllock.Lock) (token int64, err error) {
-	w := &work{config: &config{}, lock: lock, conn: lock.Conn()}
-	st, err := w.status(ctx)
+	leave, err := occupy(lock.Conn())
 	if err != nil {
-		return 0, w.lost(ctx, err)
+		return 0, err
 	}
-	if st.Open || !st.Autocommit {
-		return 0, fmt.Errorf("%w: a token for the lock can't be made there", sqllock.ErrInTransaction)
+	defer leave()
+	if err := (&work{lock: lock, conn: lock.Conn()}).vacant(ctx); err != nil {
+		return 0, fmt.Errorf("a token for the lock can't be made on its session: %w", err)
 	}
 	err = lock.WhileHeld(ctx, lock.Conn(), 0, func() (err error) {
 		token, err = exec(ctx, lock.Conn(), f.mintQuery(lock.Grant().Key))
@@ -164,6 +164,7 @@ func (f *Fence) raise(ctx context.Context, key string, token int64) (int64, erro
 		if !blocked(err) {
 			return 0, err
 		}
+		_ = wait(ctx, settlePause) // the next try tells
 	}
 }
 
@@ -196,27 +197,38 @@ func (f *Fenced) Run(ctx context.Context, fn Func, opts ...Option) error {
 	case err != nil:
 		return fail(err)
 	case len(c.lock) > 0:
-		return fail(errors.New("WithLockOptions is for Do and TryDo: this lock has been acquired already"))
+		return fail(errLockOptions)
 	case c.fence != nil:
 		return fail(errors.New("WithEvidence is for the same-session form: fenced transactions have it already"))
 	case c.tx != nil && c.tx.ReadOnly:
 		return fail(errors.New("a read-only transaction can't pass a fence, and needs none: it has nothing to commit"))
 	}
 	c.fence = f.fence
+	w := &work{config: c, lock: f.lock, fn: fn, write: f.pass}
+	w.over = func(*sql.Tx) sqllock.Querier { return f.lock.Conn() }
+	if err := w.possible(ctx); err != nil {
+		return fail(err)
+	}
 	for try := 1; ; try++ {
-		conn, err := f.fence.db.Conn(ctx)
-		if err != nil {
-			return fail(err)
-		}
-		w := &work{config: c, lock: f.lock, conn: conn, fn: fn}
-		w.over = func(*sql.Tx) sqllock.Querier { return f.lock.Conn() }
-		w.write = f.pass
-		err = w.run(ctx)
-		_ = conn.Close() // a session that was closed says so once more
-		if try == connectTries || !errors.Is(err, ErrNotBegun) || !errors.Is(err, driver.ErrBadConn) {
-			return err
+		e := w.apart(ctx, f.fence.db)
+		if e == nil || try == connectTries || e.Outcome != ErrNotBegun || !errors.Is(e, driver.ErrBadConn) { //nolint:errorlint // that of this transaction
+			return result(e)
 		}
 	}
+}
+
+// apart runs the work on a connection of db.
+func (w *work) apart(ctx context.Context, db *sql.DB) *OutcomeError {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("no connection for the work: %w", ended(ctx))
+		}
+		return w.fail(ErrNotBegun, err)
+	}
+	defer conn.Close() //nolint:errcheck // a session that was closed says so once more
+	w.conn = conn
+	return w.run(ctx)
 }
 
 // Evidence identifies a transaction in a fence table. Its fields are exported so
@@ -255,21 +267,34 @@ func (f *Fenced) pass(ctx context.Context, conn *sql.Conn) (*Evidence, error) {
 
 // Settle tells whether the transaction of e was committed. It waits, as long as
 // ctx allows, while that is undecided or the database can't be asked. The error
-// matches [ErrUnknown] if so many have been committed under the name since that the
-// table has forgotten, which are 64.
+// matches [ErrUnknown] if it could not be told: ctx has ended, or so many have been
+// committed under the name since that the table has forgotten, which are 64.
 func (f *Fence) Settle(ctx context.Context, e Evidence) (committed bool, err error) {
+	committed, err = f.settle(ctx, e)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	return committed, err
+}
+
+func (f *Fence) settle(ctx context.Context, e Evidence) (committed bool, err error) {
+	var last error // of the database
 	for {
 		committed, err = f.look(ctx, e)
-		if err == nil || errors.Is(err, ErrUnknown) || userlock.Number(err) == noSuchTable {
-			return committed, f.explain(err)
+		if err == nil || errors.Is(err, errForgotten) || errors.Is(err, sqllock.ErrNoTable) || errors.Is(err, sqllock.ErrPermission) {
+			return committed, err
 		}
-		select {
-		case <-time.After(settlePause):
-		case <-ctx.Done():
-			return false, fmt.Errorf("%w: the database did not tell in time (%w): %w", ErrUnknown, ended(ctx), err)
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
+		if wait(ctx, settlePause) != nil {
+			return false, fmt.Errorf("the database did not tell in time (%w): %w", ended(ctx), last)
 		}
 	}
 }
+
+// errForgotten is that too much has been committed since.
+var errForgotten = errors.New("too long ago")
 
 // look reads the row of e under its lock, for which a transaction that has written
 // it makes everybody wait until it is decided. A read without one might be of the
@@ -287,7 +312,7 @@ func (f *Fence) look(ctx context.Context, e Evidence) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, err
+		return false, f.explain(err)
 	}
 	for id := range slices.Chunk(commits, idSize) {
 		if bytes.Equal(id, e.ID) {
@@ -295,7 +320,7 @@ func (f *Fence) look(ctx context.Context, e Evidence) (bool, error) {
 		}
 	}
 	if seq-e.Seq >= kept {
-		return false, fmt.Errorf("%w: %d transactions of %q have been committed since, and %s remembers %d", ErrUnknown, seq-e.Seq, e.Key, f.name, kept)
+		return false, fmt.Errorf("%w: %d transactions of %q have been committed since, and %s remembers %d", errForgotten, seq-e.Seq, e.Key, f.name, kept)
 	}
 	return false, nil
 }

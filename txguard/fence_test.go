@@ -191,7 +191,7 @@ func TestRaiseNotBegun(t *testing.T) {
 			"mint with autocommit off",
 			nil,
 			func(s *fencedScene) { s.autocommit = false },
-			[]error{sqllock.ErrInTransaction},
+			[]error{sqllock.ErrUnsupported},
 			"",
 			onLock(asked),
 		},

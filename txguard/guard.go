@@ -40,7 +40,7 @@ type Func = func(ctx context.Context, tx *sql.Tx) error
 func Run(ctx context.Context, lock *sqllock.Lock, fn Func, opts ...Option) error {
 	c, err := configure(opts)
 	if err == nil && len(c.lock) > 0 {
-		err = errors.New("WithLockOptions is for Do and TryDo: this lock has been acquired already")
+		err = errLockOptions
 	}
 	if err != nil {
 		return &OutcomeError{Name: lock.Name(), Outcome: ErrNotBegun, Err: err}
@@ -54,24 +54,25 @@ func Run(ctx context.Context, lock *sqllock.Lock, fn Func, opts ...Option) error
 // that the lock is needed for. While fn runs, the server is asked at the interval
 // of the Locker whether the lock is held.
 func Do(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string, fn Func, opts ...Option) error {
-	_, err := do(name, fn, opts, func(f lockedFunc, c *config) (bool, error) {
-		return true, locker.Do(ctx, db, name, f, c.lock...)
+	_, err := do(name, fn, opts, func(f lockedFunc, c *config) error {
+		return locker.Do(ctx, db, name, f, c.lock...)
 	})
 	return err
 }
 
 // TryDo is [Do] for work that is to be skipped when another session holds the lock:
-// it then returns false and no error. It returns true and nil if the work was
-// committed.
+// it then returns false and no error. It returns true if fn has run, and true and
+// nil if the work was committed.
 func TryDo(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string, fn Func, opts ...Option) (ran bool, err error) {
-	return do(name, fn, opts, func(f lockedFunc, c *config) (bool, error) {
-		return locker.TryDo(ctx, db, name, f, c.lock...)
+	return do(name, fn, opts, func(f lockedFunc, c *config) error {
+		_, err := locker.TryDo(ctx, db, name, f, c.lock...)
+		return err
 	})
 }
 
 type lockedFunc = func(context.Context, *sqllock.Lock) error
 
-func do(name string, fn Func, opts []Option, under func(lockedFunc, *config) (bool, error)) (ran bool, err error) {
+func do(name string, fn Func, opts []Option, under func(lockedFunc, *config) error) (ran bool, err error) {
 	c, err := configure(opts)
 	if err == nil && fn == nil {
 		err = errFuncNil
@@ -79,38 +80,55 @@ func do(name string, fn Func, opts []Option, under func(lockedFunc, *config) (bo
 	if err != nil {
 		return false, &OutcomeError{Name: name, Outcome: ErrNotBegun, Err: err}
 	}
-	begun := false
-	var outcome error
-	ran, err = under(func(ctx context.Context, lock *sqllock.Lock) error {
-		begun = true
-		outcome = c.run(ctx, lock, fn)
-		return outcome
+	locked := false
+	var result error
+	err = under(func(ctx context.Context, lock *sqllock.Lock) error {
+		locked = true
+		result = c.run(ctx, lock, func(ctx context.Context, tx *sql.Tx) error {
+			ran = true
+			return fn(ctx, tx)
+		})
+		return result
 	}, c)
 	switch {
-	case begun:
-		return true, outcome
+	case locked:
+		return ran, result
 	case err != nil:
 		return false, &OutcomeError{Name: name, Outcome: ErrNotBegun, Err: err}
 	}
-	return ran, nil
+	return false, nil
 }
 
+// run is Run with the options as they are.
 func (c *config) run(ctx context.Context, lock *sqllock.Lock, fn Func) error {
 	w := &work{config: c, lock: lock, conn: lock.Conn(), fn: fn}
 	w.over = func(tx *sql.Tx) sqllock.Querier { return tx }
 	if c.fence != nil {
-		w.write = func(ctx context.Context, conn *sql.Conn) (*Evidence, error) { return c.fence.note(ctx, conn, lock.Grant().Key) }
+		w.write = func(ctx context.Context, conn *sql.Conn) (*Evidence, error) {
+			return c.fence.note(ctx, conn, lock.Grant().Key)
+		}
 	}
-	return w.run(ctx)
+	if err := w.possible(ctx); err != nil {
+		return w.fail(ErrNotBegun, err)
+	}
+	return result(w.run(ctx))
+}
+
+// result makes an error of what is one.
+func result(e *OutcomeError) error {
+	if e == nil {
+		return nil
+	}
+	return e
 }
 
 // work is a guarded transaction under way.
 type work struct {
 	*config
-	lock  *sqllock.Lock
-	conn  *sql.Conn // the session that the work is done on
-	fn    Func
-	over  func(*sql.Tx) sqllock.Querier // what to ask about the lock over
+	lock *sqllock.Lock
+	conn *sql.Conn // the session that the work is done on
+	fn   Func
+	over func(*sql.Tx) sqllock.Querier // what to ask about the lock over
 
 	// write writes the evidence, at the end of the transaction; nil for none.
 	write func(context.Context, *sql.Conn) (*Evidence, error)
@@ -123,30 +141,46 @@ const (
 	lastPause  = time.Second
 )
 
-// run makes attempts, as many as it may.
-func (w *work) run(ctx context.Context) error {
-	if err := w.possible(); err != nil {
-		return w.fail(ErrNotBegun, err)
-	}
+// run makes attempts, as many as it may. Errors of this package that the function
+// passes on are of other transactions: the outcomes of this one are compared, not
+// matched.
+func (w *work) run(ctx context.Context) *OutcomeError {
 	pause := firstPause
-	for n := 0; ; n++ {
-		err := w.attempt(ctx)
-		if n == w.retries || !errors.Is(err, ErrRolledBack) || !transient(err) {
-			return err
+	last := w.attempt(ctx)
+	for range w.retries {
+		if last == nil || last.Outcome != ErrRolledBack || !transient(last) { //nolint:errorlint // see above
+			return last
 		}
-		if lost := w.lock.Check(ctx); lost != nil {
-			return w.fail(ErrRolledBack, fmt.Errorf("%w, after: %w", lost, err))
+		err := w.lock.Check(ctx)
+		if err == nil {
+			err = wait(ctx, pause/2+rand.N(pause/2))
 		}
-		select {
-		case <-time.After(pause/2 + rand.N(pause/2)):
-		case <-ctx.Done():
-			return err
+		if err == nil {
+			next := w.attempt(ctx)
+			if next == nil || next.Outcome != ErrNotBegun { //nolint:errorlint // see above
+				last = next
+				pause = min(2*pause, lastPause)
+				continue
+			}
+			err = next.Err
 		}
-		pause = min(2*pause, lastPause)
+		return w.fail(ErrRolledBack, fmt.Errorf("%w; not tried again: %w", last.Err, err))
+	}
+	return last
+}
+
+// wait returns early, with its error, when ctx ends.
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ended(ctx)
 	}
 }
 
-// transient reports whether the same transaction may succeed next time.
+// transient reports whether the same transaction may succeed next time. The server
+// has rolled it back then.
 func transient(err error) bool {
 	switch userlock.Number(err) {
 	case 1213, // ER_LOCK_DEADLOCK
@@ -156,17 +190,19 @@ func transient(err error) bool {
 	return false
 }
 
-func (w *work) fail(outcome, err error) error {
+func (w *work) fail(outcome, err error) *OutcomeError {
 	return &OutcomeError{Name: w.lock.Name(), Outcome: outcome, Err: err}
 }
 
-// possible finds what no attempt would change.
-func (w *work) possible() error {
+// possible finds what can be found without the session.
+func (w *work) possible(ctx context.Context) error {
 	switch {
 	case w.fn == nil:
 		return errFuncNil
 	case w.lock.Err() != nil:
 		return w.lock.Err()
+	case ctx.Err() != nil:
+		return ended(ctx)
 	case w.minTTL > 0 && w.lock.Remaining() == math.MaxInt64:
 		return fmt.Errorf("%w: MinTTL was asked for, and the lock has no TTL", sqllock.ErrUnsupported)
 	}
@@ -176,12 +212,21 @@ func (w *work) possible() error {
 // busy are the conns with a guarded transaction. Two locks may share one.
 var busy sync.Map //nolint:gochecknoglobals // a session is one for the whole process
 
-// attempt is the life of one transaction.
-func (w *work) attempt(ctx context.Context) error {
-	if _, taken := busy.LoadOrStore(w.conn, true); taken {
-		return w.fail(ErrNotBegun, fmt.Errorf("%w: another guarded one is under way on it", sqllock.ErrInTransaction))
+// occupy has conn for itself until it is left.
+func occupy(conn *sql.Conn) (leave func(), err error) {
+	if _, taken := busy.LoadOrStore(conn, true); taken {
+		return nil, fmt.Errorf("%w: a guarded one is under way on it", sqllock.ErrInTransaction)
 	}
-	defer busy.Delete(w.conn)
+	return func() { busy.Delete(conn) }, nil
+}
+
+// attempt is the life of one transaction.
+func (w *work) attempt(ctx context.Context) *OutcomeError {
+	leave, err := occupy(w.conn)
+	if err != nil {
+		return w.fail(ErrNotBegun, err)
+	}
+	defer leave()
 	tx, finish, err := w.begin(ctx)
 	if err != nil {
 		return w.fail(ErrNotBegun, err)
@@ -190,7 +235,7 @@ func (w *work) attempt(ctx context.Context) error {
 	returned := false
 	defer func() {
 		if !returned {
-			_ = w.undo(ctx, tx, errPanic) // which tells nobody
+			_ = w.undo(ctx, tx, errPanic) // the panic goes on
 		}
 	}()
 	fnCtx, cancel := w.lock.Context(ctx)
@@ -207,23 +252,16 @@ func (w *work) attempt(ctx context.Context) error {
 // would commit. The transaction lives as long as its ctx, so ctx must not be the
 // caller's: its end would be answered by a rollback behind the back of the function.
 func (w *work) begin(ctx context.Context) (tx *sql.Tx, finish func(), err error) {
-	if ctx.Err() != nil {
-		return nil, nil, ended(ctx)
-	}
-	st, err := w.status(ctx)
-	switch {
-	case err != nil:
-		return nil, nil, w.lost(ctx, err)
-	case st.Open:
-		return nil, nil, fmt.Errorf("%w: end it first; it was left as it is", sqllock.ErrInTransaction)
-	case !st.Autocommit:
-		return nil, nil, fmt.Errorf("%w: autocommit is off on the session, so that a statement that commits implicitly could not be noticed; SET autocommit=1", sqllock.ErrUnsupported)
+	if err := w.vacant(ctx); err != nil {
+		return nil, nil, err
 	}
 	txCtx, finish := context.WithCancel(context.WithoutCancel(ctx))
 	silence := time.AfterFunc(userlock.AnswerTime, finish)
 	tx, err = w.conn.BeginTx(txCtx, w.tx)
-	if !silence.Stop() && err == nil {
-		_ = tx.Rollback() // it is under way already
+	if !silence.Stop() {
+		if err == nil {
+			_ = tx.Rollback() // which is under way already
+		}
 		err = userlock.ErrSilent
 	}
 	if err != nil {
@@ -233,63 +271,35 @@ func (w *work) begin(ctx context.Context) (tx *sql.Tx, finish func(), err error)
 	return tx, finish, nil
 }
 
-// status asks the session, or the driver, about its transaction. What the driver
-// says of an open one may be of before an error, so that is asked again.
-func (w *work) status(ctx context.Context) (st userlock.Status, err error) {
-	err = userlock.Use(w.conn, func(s *session.Session) (err error) {
+// vacant returns an error unless the session is alive, in no transaction, and
+// notices when a later one ends. What the driver says of an open one may be of before
+// an error.
+func (w *work) vacant(ctx context.Context) error {
+	var st userlock.Status
+	err := userlock.Use(w.conn, func(s *session.Session) (err error) {
 		if err := s.Alive(ctx); err != nil {
 			return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, err)
 		}
-		known := false
-		if st, known = userlock.Known(s); !known || st.Open {
-			st, err = userlock.AskStatus(ctx, s)
+		now, known := userlock.Known(s)
+		if !known || now.Open {
+			now, err = userlock.Refresh(ctx, s)
 		}
+		st = now
 		return err
 	})
-	return st, err
-}
-
-// undo rolls back, and tells why, and whether there was anything to roll back.
-func (w *work) undo(ctx context.Context, tx *sql.Tx, why error) error {
-	early := w.endedEarly(ctx)
-	if errors.Is(early, errEndedEarly) {
-		defer w.unlockTables(ctx)
-	} else {
-		early = nil // the session is broken, and the server rolls back
-	}
-	err := w.rollback(ctx, tx)
 	switch {
-	case errors.Is(err, sql.ErrTxDone) && errors.Is(why, errEndedEarly):
-		return w.fail(ErrUnguarded, errEndedByFunc)
-	case errors.Is(err, sql.ErrTxDone):
-		return w.fail(ErrUnguarded, fmt.Errorf("%w; %w", errEndedByFunc, why))
-	case errors.Is(why, errEndedEarly):
-		return w.fail(ErrUnguarded, why)
-	case early != nil:
-		return w.fail(ErrUnguarded, fmt.Errorf("%w; %w", early, why))
-	case err != nil || w.lock.Err() != nil:
-		return w.fail(ErrRolledBack, w.lost(ctx, why))
+	case err != nil:
+		return w.lost(ctx, err)
+	case st.Open:
+		return fmt.Errorf("%w: end it first; it was left as it is", sqllock.ErrInTransaction)
+	case !st.Autocommit:
+		return fmt.Errorf("%w: autocommit is off on the session, so that a statement that commits implicitly could not be noticed; SET autocommit=1", sqllock.ErrUnsupported)
 	}
-	return w.fail(ErrRolledBack, why)
-}
-
-// unlockTables undoes a LOCK TABLES, which commits implicitly.
-func (w *work) unlockTables(ctx context.Context) {
-	if _, err := exec(ctx, w.conn, "UNLOCK TABLES"); err != nil {
-		_ = session.Close(w.conn)
-	}
-}
-
-// lost is cause, behind the loss of the lock if that was lost.
-func (w *work) lost(ctx context.Context, cause error) error {
-	if lost := w.lock.Check(context.WithoutCancel(ctx)); errors.Is(lost, sqllock.ErrLost) || errors.Is(lost, sqllock.ErrNotHeld) {
-		return fmt.Errorf("%w; %w", lost, cause)
-	}
-	return cause
+	return nil
 }
 
 // commit commits if the lock is held, and tells what became of the work.
-func (w *work) commit(ctx context.Context, tx *sql.Tx) error {
+func (w *work) commit(ctx context.Context, tx *sql.Tx) *OutcomeError {
 	if err := w.mayCommit(ctx); err != nil {
 		return w.undo(ctx, tx, err)
 	}
@@ -301,23 +311,25 @@ func (w *work) commit(ctx context.Context, tx *sql.Tx) error {
 				return err
 			}
 		}
-		if err := w.endedEarly(ctx); err != nil { // of an answer that has just come
+		if err := w.stillOpen(ctx); err != nil { // of an answer that has just come
 			return err
 		}
 		sent = true
 		return tx.Commit()
 	})
 	switch {
-	case err == nil:
-		return nil
-	case !sent:
+	case !sent || errors.Is(err, sql.ErrTxDone):
 		return w.undo(ctx, tx, err)
-	case errors.Is(err, sql.ErrTxDone):
-		return w.fail(ErrUnguarded, errEndedByFunc)
+	case err != nil:
+		return w.unknown(ctx, evidence, err)
 	}
-	return w.unknown(ctx, evidence, err)
+	if st, known := w.known(); known && st.Open { // another one, by completion_type
+		w.tidy(ctx)
+	}
+	return nil
 }
 
+// mayCommit finds what can be found without asking.
 func (w *work) mayCommit(ctx context.Context) error {
 	if err := w.lock.Err(); err != nil {
 		return err
@@ -332,7 +344,7 @@ func (w *work) mayCommit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return w.endedEarly(ctx)
+	return w.stillOpen(ctx)
 }
 
 var (
@@ -341,20 +353,23 @@ var (
 	errEndedEarly  = errors.New("the transaction had been ended before its end, by a statement that commits implicitly, or by a deadlock whose error was not returned")
 )
 
-// endedEarly returns errEndedEarly if the session, by its last answer that was no
+// stillOpen returns errEndedEarly if the session, by its last answer that was no
 // error, is in no transaction any more, and another error if it can't be asked.
-func (w *work) endedEarly(ctx context.Context) error {
-	var st userlock.Status
-	err := session.Use(w.conn, func(s *session.Session) (err error) {
-		known := false
-		if st, known = userlock.Known(s); !known {
+func (w *work) stillOpen(ctx context.Context) error {
+	return session.Use(w.conn, func(s *session.Session) (err error) {
+		st, known := userlock.Known(s)
+		if !known {
 			st, err = userlock.AskStatus(ctx, s)
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return early(st)
 	})
+}
+
+func early(st userlock.Status) error {
 	switch {
-	case err != nil:
-		return err
 	case !st.Open:
 		return errEndedEarly
 	case !st.Autocommit:
@@ -363,43 +378,103 @@ func (w *work) endedEarly(ctx context.Context) error {
 	return nil
 }
 
-// rollback ends the transaction, and leaves no other one open in the session,
-// which is closed where that can't be confirmed.
-func (w *work) rollback(ctx context.Context, tx *sql.Tx) error {
-	err := tx.Rollback()
-	clean := userlock.Use(w.conn, func(s *session.Session) error {
-		st, known := userlock.Known(s)
-		switch {
-		case err != nil && !errors.Is(err, sql.ErrTxDone):
-			return err
-		case known && !st.Open && st.Autocommit:
-			return nil
-		}
-		_, failed := userlock.Exec(ctx, s, "ROLLBACK")
-		if failed == nil {
-			_, failed = userlock.Exec(ctx, s, "SET autocommit=1")
-		}
-		return failed
-	})
-	if clean != nil {
-		_ = session.Close(w.conn) // what is closed already is what is wanted
+// endedEarly is stillOpen for a transaction that is to be undone because of why,
+// which may be the error of the last statement. That statement may have committed
+// implicitly, so another answer is asked for; a deadlock has rolled back, and is
+// followed by no answer unless the function has gone on.
+func (w *work) endedEarly(ctx context.Context, why error) error {
+	if errors.Is(why, errEndedEarly) {
+		return errEndedEarly
 	}
-	return err
+	var found error
+	_ = session.Use(w.conn, func(s *session.Session) error {
+		st, known := userlock.Known(s)
+		var err error
+		switch {
+		case known && !st.Open:
+		case transient(why):
+			return nil
+		default:
+			st, err = userlock.Refresh(ctx, s)
+		}
+		if err == nil { // else the session is broken, and the server rolls back
+			found = early(st)
+		}
+		return nil
+	})
+	return found
+}
+
+// undo rolls back, and tells why, and whether there was anything to roll back.
+func (w *work) undo(ctx context.Context, tx *sql.Tx, why error) *OutcomeError {
+	early := w.endedEarly(ctx, why)
+	err := tx.Rollback()
+	st, known := w.known()
+	switch {
+	case err != nil && !errors.Is(err, sql.ErrTxDone):
+		_ = session.Close(w.conn) // what is closed already is what is wanted
+	case early != nil || !known || st.Open:
+		w.tidy(ctx)
+	}
+	switch {
+	case errors.Is(err, sql.ErrTxDone) && (errors.Is(why, errEndedEarly) || errors.Is(why, sql.ErrTxDone)):
+		return w.fail(ErrUnguarded, errEndedByFunc)
+	case errors.Is(err, sql.ErrTxDone):
+		return w.fail(ErrUnguarded, fmt.Errorf("%w; %w", errEndedByFunc, why))
+	case early != nil && errors.Is(why, errEndedEarly):
+		return w.fail(ErrUnguarded, why)
+	case early != nil:
+		return w.fail(ErrUnguarded, fmt.Errorf("%w; %w", early, why))
+	case err != nil || w.lock.Err() != nil:
+		return w.fail(ErrRolledBack, w.lost(ctx, why))
+	}
+	return w.fail(ErrRolledBack, why)
+}
+
+// known is what the driver knows of the session.
+func (w *work) known() (st userlock.Status, known bool) {
+	_ = session.Use(w.conn, func(s *session.Session) error {
+		st, known = userlock.Known(s)
+		return nil
+	})
+	return st, known
+}
+
+// tidy leaves the session in no transaction, with autocommit, and without tables that
+// the function has locked. Where that can't be confirmed it is closed.
+func (w *work) tidy(ctx context.Context) {
+	for _, query := range []string{"ROLLBACK AND NO CHAIN", "UNLOCK TABLES", "SET autocommit=1"} {
+		if _, err := exec(ctx, w.conn, query); err != nil {
+			_ = session.Close(w.conn)
+			return
+		}
+	}
+}
+
+// lost is cause, behind the loss of the lock if that was lost.
+func (w *work) lost(ctx context.Context, cause error) error {
+	lost := w.lock.Check(context.WithoutCancel(ctx))
+	told := errors.Is(cause, sqllock.ErrLost) || errors.Is(cause, sqllock.ErrNotHeld)
+	if !told && (errors.Is(lost, sqllock.ErrLost) || errors.Is(lost, sqllock.ErrNotHeld)) {
+		return fmt.Errorf("%w; %w", lost, cause)
+	}
+	return cause
 }
 
 // unknown tells what became of a transaction whose COMMIT failed with err.
-func (w *work) unknown(ctx context.Context, evidence *Evidence, err error) error {
+func (w *work) unknown(ctx context.Context, evidence *Evidence, err error) *OutcomeError {
+	err = fmt.Errorf("COMMIT: %w", err)
 	if transient(err) { // an answer, and it says so
-		return w.fail(ErrRolledBack, fmt.Errorf("COMMIT: %w", err))
+		return w.fail(ErrRolledBack, err)
 	}
 	_ = session.Close(w.conn) // so that the server decides
-	reason := w.lost(ctx, fmt.Errorf("COMMIT: %w", err))
+	reason := w.lost(ctx, err)
 	if evidence == nil {
 		return w.fail(ErrUnknown, reason)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
-	committed, err := w.fence.Settle(ctx, *evidence)
+	committed, err := w.fence.settle(ctx, *evidence)
 	switch {
 	case err != nil:
 		return &OutcomeError{w.lock.Name(), ErrUnknown, fmt.Errorf("%w; %w", reason, err), evidence}

@@ -26,6 +26,9 @@ const (
 // a driver without that field, or one that wraps another.
 func Known(s *session.Session) (st Status, ok bool) {
 	v := reflect.Indirect(reflect.ValueOf(s.Driver()))
+	if !v.IsValid() {
+		return st, false
+	}
 	if t := v.Type(); t.PkgPath() != "github.com/go-sql-driver/mysql" || t.Kind() != reflect.Struct {
 		return st, false
 	}
@@ -34,6 +37,17 @@ func Known(s *session.Session) (st Status, ok bool) {
 		return st, false
 	}
 	return Status{Open: flags.Uint()&statusInTransaction != 0, Autocommit: flags.Uint()&statusAutocommit != 0}, true
+}
+
+// Refresh has the server answer, in one round trip, so that what is known is of now,
+// or asks it.
+func Refresh(ctx context.Context, s *session.Session) (Status, error) {
+	if _, known := Known(s); !known {
+		return AskStatus(ctx, s)
+	}
+	_, err := Exec(ctx, s, "DO 0")
+	st, _ := Known(s)
+	return st, err
 }
 
 // AskStatus asks the server, in two round trips.
