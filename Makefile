@@ -12,13 +12,14 @@ RACE = CGO_ENABLED=1 $(GO) test -race -count=1 $(TESTFLAGS)
 # under the race detector, and starts thirty processes.
 INPROCESS = ./cmd/demo ./internal/inprocess
 
-.PHONY: help demo test test-short bench fuzz lint format servers cc clean
+.PHONY: help demo test test-short torture bench fuzz lint format servers cc clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Environment: MYSQL_DSN and MARIADB_DSN name servers to use in place of private ones,"
 	@echo "  SKIP_SERVERS=mysql,mariadb leaves servers out, SQLLOCK_CACHE is where they are kept,"
 	@echo "  DSN is the database of the demo, BENCH a pattern of benchmark rows, FUZZTIME how long to fuzz."
+	@echo "  SEED, DURATION and SERVER (mysql or mariadb) say what make torture does; a random seed is shown."
 
 demo: ## the invoice job on five web servers, with the lock and without (DSN=… for your own database)
 	@[ -x bin/demo ] || echo "demo: building; the first time compiles an in-process MySQL, which takes a minute or two"
@@ -34,6 +35,10 @@ test: cc servers ## all tests, with -race, on MariaDB and MySQL
 test-short: cc ## the tests that need no server
 	$(RACE) -short ./...
 	cd integration && $(RACE) -short $$($(GO) list ./... | grep -v -e /cmd/demo -e /internal/inprocess)
+
+torture: servers ## guarded work under kill -9, SIGSTOP, KILL, TCP resets and crashes (SEED, DURATION=60s, SERVER)
+	@cd integration && $(GO) build -o ../bin/torture ./cmd/torture
+	@bin/torture $(if $(SEED),-seed $(SEED)) $(if $(DURATION),-duration $(DURATION)) $(if $(SERVER),-server $(SERVER))
 
 bench: servers ## what a lock costs, as a table and in bench.json (BENCH=pattern picks rows)
 	@cd integration && $(GO) run ./cmd/bench -o ../bench.json

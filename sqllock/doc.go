@@ -30,6 +30,11 @@
 // with what was begun on it, since it must not outlive the lock. [Lock.Token] is a
 // number that grows with every grant, for stores that refuse late writes.
 //
+// # Work that must not be committed after a loss
+//
+// Package txguard runs it in a transaction on [Lock.Conn], or behind a fence, and
+// tells what became of it. It stands on [Lock.WhileHeld].
+//
 // # What the core promises, whatever the backend
 //
 //   - A session never goes back to its pool with a lock of ours in it: when a

@@ -42,34 +42,6 @@ func Example() {
 	}
 }
 
-// Work that must not be committed after the lock was lost: in a transaction on the
-// lock's own connection, which the next holder ends before it has the lock.
-func Example_transaction() {
-	book := func(ctx context.Context, db *sql.DB, locker *sqllock.Locker) error {
-		conn, err := db.Conn(ctx)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		lock, err := locker.Lock(ctx, conn, "stock", sqllock.TTL(time.Minute))
-		if err != nil {
-			return err
-		}
-		defer lock.Release(ctx)
-
-		tx, err := conn.BeginTx(ctx, nil) // on the lock's connection: it can't outlive the lock
-		if err != nil {
-			return err
-		}
-		defer tx.Rollback()
-		if err := bookStock(ctx, tx); err != nil {
-			return err
-		}
-		return tx.Commit() // fails if the lock was taken over
-	}
-	_ = book
-}
-
 // An operator at night: who has which lock, and how to get rid of them.
 func ExampleBackend_List() {
 	operate := func(ctx context.Context, db *sql.DB) error {
@@ -95,8 +67,6 @@ func ExampleBackend_List() {
 	}
 	_ = operate
 }
-
-func bookStock(context.Context, *sql.Tx) error { return nil }
 
 func customers() []string { return nil }
 

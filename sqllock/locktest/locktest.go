@@ -57,6 +57,8 @@ func Run(t *testing.T, cfg Config) {
 		{"Names", testNames},
 		{"ManyLocksOnOneSession", testManyLocksOnOneSession},
 		{"Holder", testHolder},
+		{"WhileHeld", testWhileHeld},
+		{"Context", testContext},
 		{"Do", testDo},
 		{"TryDo", testTryDo},
 		{"DoLoss", testDoLoss},
