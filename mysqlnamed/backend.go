@@ -148,17 +148,25 @@ func (b *Backend) Release(ctx context.Context, conn *sql.Conn, g sqllock.Grant) 
 
 // Check asks whether the session under q holds g, in one round trip.
 func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant) error {
-	var held sql.NullBool
-	err := userlock.AskOver(ctx, q, checkQuery(g.Key), &held)
+	held, err := check(ctx, q, g)
 	switch {
 	case errors.Is(err, sqllock.ErrSessionGone):
 		return fmt.Errorf("%w: %w", sqllock.ErrLost, err)
 	case err != nil:
 		return err
-	case !held.Bool:
+	case !held:
 		return fmt.Errorf("%w: the session does not hold it any more", sqllock.ErrLost)
 	}
 	return nil
+}
+
+func check(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (bool, error) {
+	if tx, ok := q.(sqllock.InTx); ok {
+		return userlock.HeldIn(ctx, tx, userlock.Literal(g.Key))
+	}
+	var held sql.NullBool
+	err := userlock.AskOver(ctx, q, checkQuery(g.Key), &held)
+	return held.Bool, err
 }
 
 // Holder tells which session of the server holds key.

@@ -14,7 +14,8 @@
 //	try      SELECT IF(IS_USED_LOCK(n) = CONNECTION_ID(), -1, GET_LOCK(n, 0)), …
 //	wait     the same with a timeout, after a try that found the lock taken
 //	release  SELECT RELEASE_LOCK(n)
-//	check    SELECT IS_USED_LOCK(n) = CONNECTION_ID()
+//	check    SELECT IS_USED_LOCK(n) = CONNECTION_ID(); for package txguard, SET of the
+//	         user variable @go_sqllock to what is out of range unless that is so
 //
 // Acquire is a try. The server evaluates one branch of the IF only, so -1 means
 // that the session had the lock already and that no second reference was taken

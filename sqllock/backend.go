@@ -40,7 +40,7 @@ type Backend interface {
 
 	// Check asks the server, over q (the session that holds g, or a
 	// transaction on it), whether g is still held: nil, an error that matches
-	// ErrLost, or any other error when it can't tell. Over a *sql.Tx it sends at
+	// ErrLost, or any other error when it can't tell. Over an [InTx] it sends at
 	// least one statement there, whose answer tells package txguard of the
 	// transaction, and joins nothing to it.
 	Check(ctx context.Context, q Querier, g Grant) error
@@ -148,3 +148,7 @@ const (
 type Querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
+
+// InTx is a *sql.Conn with a transaction open on it, as package txguard asks over:
+// what a backend can't tell from the conn, and would have to ask for.
+type InTx struct{ *sql.Conn }

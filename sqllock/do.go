@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"time"
-
-	"github.com/sqllock/go-sqllock/internal/session"
 )
 
 // acquireTries is how many connections Do and TryDo take from the pool when
@@ -18,8 +16,8 @@ const acquireTries = 3
 // granted or ctx ends, runs fn, and releases. It holds that one connection of
 // the pool from before the wait until after the release; fn works on others.
 //
-// fn may use lock.Conn, too, in one goroutine at a time: a transaction there can't
-// outlive the lock (see package txguard).
+// fn may work on the lock's own connection, too, by lock.Use: a transaction there
+// can't outlive the lock (see package txguard).
 //
 // fn gets a ctx that ends with ctx, and, with [ErrLost] as its cause, as soon
 // as the lock is known to be lost: the server is asked at the interval of
@@ -126,16 +124,13 @@ func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *
 	return fn(fnCtx, lock)
 }
 
-// look is Check for the watch. Where the server could not be asked, the next tick
-// asks again; so it does where the function has rows of a query open on the conn.
+// look is Check for the watch. Where the server could not be asked, or the session
+// is in use, the next tick asks again.
 func (l *Lock) look(ctx context.Context) {
-	_ = l.ask(ctx, func(g Grant) error {
-		err := l.locker.backend.Check(ctx, l.conn, g)
-		if errors.Is(err, session.ErrUnusable) {
-			return session.ErrUnusable
-		}
-		return err
-	})
+	if l.using.TryLock() {
+		defer l.using.Unlock()
+		_ = l.Check(ctx) // it is remembered
+	}
 }
 
 // watch finds out when lock is lost, which ends it. A function that is done

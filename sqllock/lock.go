@@ -28,6 +28,7 @@ type Lock struct {
 
 	extending sync.Mutex   // held across an Extend
 	deciding  sync.RWMutex // read-held across a WhileHeld, held across a Release
+	using     sync.Mutex   // held across a Use, and while the watch of a Do asks
 
 	mu        sync.Mutex // guards the following; not held across I/O
 	grant     Grant      // of which only Until changes
@@ -40,8 +41,19 @@ type Lock struct {
 func (l *Lock) Name() string { return l.name }
 
 // Conn returns the conn that the lock was acquired on. A transaction on it can't
-// outlive the lock; package txguard makes more of that.
+// outlive the lock; package txguard makes more of that. In the function of a Do it
+// is to be used inside [Lock.Use].
 func (l *Lock) Conn() *sql.Conn { return l.conn }
+
+// Use calls f with Conn, and returns its error. Meanwhile the watch of a Do asks
+// nothing there: a statement between rows of a query that f has open would break the
+// connection, and lose the lock. So a loss is not noticed while f runs, but by the
+// statements of f that fail. Use waits for another Use of the lock; f must not call it.
+func (l *Lock) Use(f func(conn *sql.Conn) error) error {
+	l.using.Lock()
+	defer l.using.Unlock()
+	return f(l.conn)
+}
 
 // Grant returns what the backend granted: the key on the server, the id of the
 // session that holds it, and, where the backend has such, fencing token and end.
@@ -223,8 +235,9 @@ func (l *Lock) AssertTTL(ctx context.Context, atLeast time.Duration) error {
 // so, it calls f, which may decide something that needs the lock, such as a commit:
 // a Release waits until f has returned. f must not release the lock.
 //
-// q is what to ask over: Conn, or a transaction on it. WhileHeld returns the error
-// of f as it is, and otherwise what Check and AssertTTL return.
+// q is what to ask over: Conn, or, with a transaction open on it, an [InTx], to
+// which asking adds nothing. WhileHeld returns the error of f as it is, and otherwise
+// what Check and AssertTTL return.
 func (l *Lock) WhileHeld(ctx context.Context, q Querier, atLeast time.Duration, f func() error) error {
 	l.deciding.RLock()
 	defer l.deciding.RUnlock()

@@ -469,3 +469,39 @@ func TestErrorTexts(t *testing.T) {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }
+
+// TestUse: the watch of a Do asks nothing on the conn meanwhile, and goes on after
+// that.
+func TestUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var using, asked atomic.Bool
+		b := &fake{check: func() error {
+			asked.Store(true)
+			if using.Load() {
+				t.Error("asked while the conn is in use")
+			}
+			return nil
+		}}
+		failure := errors.New("of the function")
+		err := sqllock.New(b).Do(t.Context(), pool(t), t.Name(), func(_ context.Context, l *sqllock.Lock) error {
+			err := l.Use(func(conn *sql.Conn) error {
+				if conn != l.Conn() {
+					t.Error("it is not the conn of the lock")
+				}
+				using.Store(true)
+				time.Sleep(10 * sqllock.DefaultCheckInterval)
+				using.Store(false)
+				return failure
+			})
+			asked.Store(false)
+			time.Sleep(2 * sqllock.DefaultCheckInterval)
+			if !asked.Load() {
+				t.Error("not asked any more")
+			}
+			return err
+		})
+		if err != failure { //nolint:errorlint // as it is
+			t.Errorf("Do returned %v", err)
+		}
+	})
+}

@@ -846,12 +846,13 @@ func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant)
 // TimeLeft asks the server how long it is until another one may take g. In a
 // transaction the row of an InnoDB table may be seen as it was, and would be locked
 // if SERIALIZABLE: on a *sql.Conn it is then read over the pool. Without one, and
-// over a *sql.Tx whatever the engine, it is not read: the answer is whether the
+// over a *sql.Tx or an InTx whatever the engine, it is not read: the answer is whether the
 // session has the doorbell, without which nobody is granted the lock, and what is
 // left at least.
 func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
-	if tx, ok := q.(*sql.Tx); ok {
-		return b.leftByDoorbell(ctx, tx, g)
+	switch q.(type) {
+	case *sql.Tx, sqllock.InTx:
+		return b.leftByDoorbell(ctx, q, g)
 	}
 	srv, err := serverOf(g)
 	if err != nil {
@@ -889,20 +890,28 @@ func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Gra
 // leftByDoorbell answers without the row, which to read might be a part of the
 // caller's transaction.
 func (b *Backend) leftByDoorbell(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
-	var held sql.NullBool
-	err := userlock.AskOver(ctx, q, "SELECT IS_USED_LOCK("+text(g.Key)+")=CONNECTION_ID() v", &held)
+	held, err := hasDoorbell(ctx, q, g)
 	left := time.Until(g.Until)
 	switch {
 	case errors.Is(err, sqllock.ErrSessionGone):
 		return 0, fmt.Errorf("%w: %w", sqllock.ErrLost, err)
 	case err != nil:
 		return 0, err
-	case !held.Bool:
+	case !held:
 		return 0, lost("the session does not hold it any more")
 	case left <= 0:
 		return 0, lost("its TTL is over")
 	}
 	return left, nil
+}
+
+func hasDoorbell(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (bool, error) {
+	if tx, ok := q.(sqllock.InTx); ok {
+		return userlock.HeldIn(ctx, tx, text(g.Key))
+	}
+	var held sql.NullBool
+	err := userlock.AskOver(ctx, q, "SELECT IS_USED_LOCK("+text(g.Key)+")=CONNECTION_ID() v", &held)
+	return held.Bool, err
 }
 
 // inside reports whether q is in a transaction. A *sql.Conn is asked, which also

@@ -33,7 +33,9 @@
 //	kill     KILL CONNECTION IF(IS_USED_LOCK(n) = id AND created >= start of the server, id, 0)
 //	release  DELETE … WHERE IF(the row is of this grant, RELEASE_LOCK(n), 0) = 1
 //	extend   UPDATE … SET created, ttl WHERE the row is of this grant, alive and in time
-//	check    SELECT what is left WHERE the row is of this grant and alive
+//	check    SELECT what is left WHERE the row is of this grant and alive; for package
+//	         txguard, SET of @go_sqllock to what is out of range unless the session has
+//	         the doorbell
 //
 // Acquire is a try: granted in one round trip, or not for one of two reasons. The
 // doorbell was taken (error 1048), or it was free and a row is there (error 1062), in
@@ -116,8 +118,8 @@
 // In all these cases the row is written over the pool of [WithPool]; without one,
 // Acquire and Extend return ErrInTransaction, and Release frees the doorbell and
 // leaves the row, which is obsolete, to the next one. Check does not read an InnoDB
-// row in a transaction, which would be a part of it: without a pool it answers by the
-// doorbell and the local time. A pending SET TRANSACTION of the caller's is used up on
+// row in a transaction, which would be a part of it: without a pool, and for package
+// txguard, it answers by the doorbell and the local time. A pending SET TRANSACTION of the caller's is used up on
 // InnoDB and MySQL.
 //
 // # Names

@@ -21,7 +21,8 @@
 //
 //	begin    (the driver is asked whether a transaction is open)  START TRANSACTION
 //	work     the caller's statements
-//	check    the backend's own, in the transaction: held, and, with MinTTL, for how long
+//	check    in the transaction: SET @go_sqllock = …, which fails unless IS_USED_LOCK(n) =
+//	         CONNECTION_ID(); a lease's time is counted locally, from before it was granted
 //	note     with evidence: INSERT INTO lock_fences … ON DUPLICATE KEY UPDATE …
 //	commit   (the driver is asked whether the transaction is still open)  COMMIT
 //
@@ -36,7 +37,7 @@
 //	raise    once, over the pool of the fence, in a transaction of its own:
 //	         INSERT … ON DUPLICATE KEY UPDATE token = the greater of token and ours
 //	begin, work   as above, on a connection of that pool
-//	check    as above, on the session of the lock
+//	check    the backend's own, on the session of the lock
 //	pass     UPDATE lock_fences SET … WHERE name = n AND token = ours
 //	commit   as above
 //
@@ -101,8 +102,8 @@
 //     it is guarded.
 //   - Guard tables without transactions (MyISAM), whose changes stay, and XA: prepared
 //     work survives the end of its session, and must not be done in a function.
-//   - Bound the wait for the answer to COMMIT and ROLLBACK, which database/sql sends: set
-//     readTimeout in the DSN (above five seconds) where networks fall silent.
+//   - Bound the wait for the answers to BEGIN, COMMIT and ROLLBACK, which database/sql
+//     sends: set readTimeout in the DSN (above five seconds) where networks fall silent.
 //   - Protect beyond one primary: after a fail-over to a replica that lacks the last
 //     commits, fence rows are as old as the rest of the data.
 //   - Fence off spellings: "Job" and "job" have a fence row each, and are one lock where

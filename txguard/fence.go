@@ -204,8 +204,7 @@ func (f *Fenced) Run(ctx context.Context, fn Func, opts ...Option) error {
 		return fail(errors.New("a read-only transaction can't pass a fence, and needs none: it has nothing to commit"))
 	}
 	c.fence = f.fence
-	w := &work{config: c, lock: f.lock, fn: fn, write: f.pass}
-	w.over = func(*sql.Tx) sqllock.Querier { return f.lock.Conn() }
+	w := &work{config: c, lock: f.lock, fn: fn, over: f.lock.Conn(), write: f.pass}
 	if err := w.possible(ctx); err != nil {
 		return fail(err)
 	}

@@ -248,7 +248,7 @@ func TestEvidenceStatements(t *testing.T) {
 	s.done(insert, 1)
 	s.ExpectCommit()
 	wantOutcome(t, txguard.Run(s.ctx, s.lock, sell, txguard.WithEvidence(s.fence)), nil)
-	s.log.sent(t, onLock(asked, "BEGIN", update, asked, check, note, asked, "COMMIT")...)
+	s.log.sent(t, onLock(asked, "BEGIN", update, asked, held, note, asked, "COMMIT")...)
 }
 
 func TestFencedNotBegun(t *testing.T) {

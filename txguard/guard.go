@@ -31,9 +31,9 @@ type Func = func(ctx context.Context, tx *sql.Tx) error
 // It takes one round trip more than the transaction alone. The lock stays acquired
 // whatever becomes of the transaction, unless the session is lost, as it is when
 // [ErrUnknown] is returned: the handle then says so. ctx that ends keeps Run from
-// committing until the lock is asked about, and not after that. COMMIT and ROLLBACK
-// are sent by database/sql, which waits for the answer as long as the readTimeout of
-// the DSN, or the network, lets it.
+// committing until the lock is asked about, and not after that. BEGIN, COMMIT and
+// ROLLBACK are sent by database/sql, which waits for the answer as long as the
+// readTimeout of the DSN, or the network, lets it.
 //
 // It is safe for concurrent use, but there is one guarded transaction at a time on
 // a session: another one gets [sqllock.ErrInTransaction].
@@ -51,8 +51,11 @@ func Run(ctx context.Context, lock *sqllock.Lock, fn Func, opts ...Option) error
 // Do acquires name on a connection of db, waiting as [sqllock.Locker.Do] does, has
 // [Run] do the work, and releases. It returns what Run returns: nil if and only if
 // the work was committed, whatever becomes of the release, which is the last thing
-// that the lock is needed for. While fn runs, the server is asked at the interval
-// of the Locker whether the lock is held.
+// that the lock is needed for. While fn runs, nothing is asked on its session: its
+// own statements fail if that is lost.
+//
+// A function that needs the lock, to extend it or for its token, is run by Run
+// inside of Locker.Do.
 func Do(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string, fn Func, opts ...Option) error {
 	_, err := do(name, fn, opts, func(f lockedFunc, c *config) error {
 		return locker.Do(ctx, db, name, f, c.lock...)
@@ -102,7 +105,7 @@ func do(name string, fn Func, opts []Option, under func(lockedFunc, *config) err
 // run is Run with the options as they are.
 func (c *config) run(ctx context.Context, lock *sqllock.Lock, fn Func) error {
 	w := &work{config: c, lock: lock, conn: lock.Conn(), fn: fn}
-	w.over = func(tx *sql.Tx) sqllock.Querier { return tx }
+	w.over = sqllock.InTx{Conn: lock.Conn()}
 	if c.fence != nil {
 		w.write = func(ctx context.Context, conn *sql.Conn) (*Evidence, error) {
 			return c.fence.note(ctx, conn, lock.Grant().Key)
@@ -128,7 +131,7 @@ type work struct {
 	lock *sqllock.Lock
 	conn *sql.Conn // the session that the work is done on
 	fn   Func
-	over func(*sql.Tx) sqllock.Querier // what to ask about the lock over
+	over sqllock.Querier // what to ask about the lock over
 
 	// write writes the evidence, at the end of the transaction; nil for none.
 	write func(context.Context, *sql.Conn) (*Evidence, error)
@@ -220,18 +223,29 @@ func occupy(conn *sql.Conn) (leave func(), err error) {
 	return func() { busy.Delete(conn) }, nil
 }
 
-// attempt is the life of one transaction.
-func (w *work) attempt(ctx context.Context) *OutcomeError {
+// attempt has the session for itself.
+func (w *work) attempt(ctx context.Context) (e *OutcomeError) {
 	leave, err := occupy(w.conn)
 	if err != nil {
 		return w.fail(ErrNotBegun, err)
 	}
 	defer leave()
-	tx, finish, err := w.begin(ctx)
+	if w.conn != w.lock.Conn() {
+		return w.transaction(ctx)
+	}
+	_ = w.lock.Use(func(*sql.Conn) error {
+		e = w.transaction(ctx)
+		return nil
+	})
+	return e
+}
+
+// transaction is the life of one.
+func (w *work) transaction(ctx context.Context) *OutcomeError {
+	tx, err := w.begin(ctx)
 	if err != nil {
 		return w.fail(ErrNotBegun, err)
 	}
-	defer finish()
 	returned := false
 	defer func() {
 		if !returned {
@@ -249,26 +263,13 @@ func (w *work) attempt(ctx context.Context) *OutcomeError {
 }
 
 // begin begins the transaction, unless one is open on the session, which that
-// would commit. The transaction lives as long as its ctx, so ctx must not be the
+// would commit. The transaction lives as long as its ctx, so that must not be the
 // caller's: its end would be answered by a rollback behind the back of the function.
-func (w *work) begin(ctx context.Context) (tx *sql.Tx, finish func(), err error) {
+func (w *work) begin(ctx context.Context) (*sql.Tx, error) {
 	if err := w.vacant(ctx); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	txCtx, finish := context.WithCancel(context.WithoutCancel(ctx))
-	silence := time.AfterFunc(userlock.AnswerTime, finish)
-	tx, err = w.conn.BeginTx(txCtx, w.tx)
-	if !silence.Stop() {
-		if err == nil {
-			_ = tx.Rollback() // which is under way already
-		}
-		err = userlock.ErrSilent
-	}
-	if err != nil {
-		finish()
-		return nil, nil, err
-	}
-	return tx, finish, nil
+	return w.conn.BeginTx(context.WithoutCancel(ctx), w.tx)
 }
 
 // vacant returns an error unless the session is alive, in no transaction, and
@@ -305,7 +306,7 @@ func (w *work) commit(ctx context.Context, tx *sql.Tx) *OutcomeError {
 	}
 	var evidence *Evidence
 	sent := false
-	err := w.lock.WhileHeld(ctx, w.over(tx), w.minTTL, func() (err error) {
+	err := w.lock.WhileHeld(ctx, w.over, w.minTTL, func() (err error) {
 		if w.write != nil {
 			if evidence, err = w.write(ctx, w.conn); err != nil {
 				return err

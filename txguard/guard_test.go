@@ -35,6 +35,7 @@ const (
 	inMaria = "SELECT @@in_transaction v"
 	update  = "UPDATE stock SET n=n-1"
 	check   = "SELECT IS_USED_LOCK(X'6a6f62')=CONNECTION_ID() v"
+	held    = "SET @go_sqllock=18446744073709551615+(1-(IS_USED_LOCK(X'6a6f62')<=>CONNECTION_ID()))"
 	abort   = "ROLLBACK AND NO CHAIN"
 	auto    = "SET autocommit=1"
 	unlock  = "UNLOCK TABLES"
@@ -103,7 +104,7 @@ func (l *wireLog) did(t *testing.T, want ...string) {
 			statement = line
 		}
 		switch statement {
-		case version, inside, inMaria, check, abort, auto, unlock:
+		case version, inside, inMaria, check, held, abort, auto, unlock:
 			return false
 		}
 		return true
@@ -388,6 +389,15 @@ func (s *session) ExecContext(ctx context.Context, query string, args []driver.N
 			return nil, number(1568)
 		}
 		return sqlmock.NewResult(0, 0), nil
+	case held:
+		answer, err := s.w.nextCheck()
+		if err == nil && answer != int64(1) {
+			err = number(1690)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return sqlmock.NewResult(0, 0), nil
 	case abort:
 		s.set(func(s *session) { s.open = false })
 		return sqlmock.NewResult(0, 0), nil
@@ -634,18 +644,18 @@ func TestRunStatements(t *testing.T) {
 		opts   []txguard.Option
 		want   []string
 	}{
-		{"MySQL", func(*wire) {}, nil, lines(asked, "BEGIN", update, asked, check, asked, "COMMIT")},
+		{"MySQL", func(*wire) {}, nil, lines(asked, "BEGIN", update, asked, held, asked, "COMMIT")},
 		{
 			"MariaDB",
 			func(w *wire) { w.version = "10.11.19-MariaDB" },
 			nil,
-			[]string{version, inMaria, "BEGIN", update, version, inMaria, check, version, inMaria, "COMMIT"},
+			[]string{version, inMaria, "BEGIN", update, version, inMaria, held, version, inMaria, "COMMIT"},
 		},
 		{
 			"options of the transaction",
 			func(*wire) {},
 			[]txguard.Option{txguard.WithTxOptions(sql.TxOptions{Isolation: sql.LevelReadCommitted, ReadOnly: true})},
-			lines(asked, "BEGIN READ ONLY Read Committed", update, asked, check, asked, "COMMIT"),
+			lines(asked, "BEGIN READ ONLY Read Committed", update, asked, held, asked, "COMMIT"),
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -674,7 +684,7 @@ func TestDoStatements(t *testing.T) {
 		t.Fatalf("acquired by %q", got)
 	}
 	w.log.lines = got[2:]
-	w.log.sent(t, lines(asked, "BEGIN", update, asked, check, asked, "COMMIT", release)...)
+	w.log.sent(t, lines(asked, "BEGIN", update, asked, held, asked, "COMMIT", release)...)
 	if n := w.db.Stats().InUse; n != 0 {
 		t.Errorf("%d connections are in use", n)
 	}
@@ -826,21 +836,6 @@ func TestNotBegun(t *testing.T) {
 		wantOutcome(t, txguard.Run(s.ctx, s.lock, nil), txguard.ErrNotBegun)
 		wantOutcome(t, txguard.Do(s.ctx, sqllock.New(&plain{}), s.db, "job", nil), txguard.ErrNotBegun)
 		s.log.sent(t)
-	})
-}
-
-// TestBeginIsNotAnswered: a server that falls silent is given up, and the ctx that
-// nobody has cancelled is not blamed.
-func TestBeginIsNotAnswered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t, &plain{})
-		s.ExpectBegin().WillDelayFor(time.Hour)
-		start := time.Now()
-		err := txguard.Run(s.ctx, s.lock, sell)
-		wantOutcome(t, err, txguard.ErrNotBegun, userlock.ErrSilent)
-		if took := time.Since(start); took != userlock.AnswerTime {
-			t.Errorf("it took %v", took)
-		}
 	})
 }
 
@@ -1080,7 +1075,7 @@ func TestTooLittleTTL(t *testing.T) {
 
 // TestCtxEndsTooLate: once the lock has been asked about, the ctx changes nothing.
 func TestCtxEndsTooLate(t *testing.T) {
-	for _, at := range []string{check, "COMMIT"} {
+	for _, at := range []string{held, "COMMIT"} {
 		s := newScene(t, nil)
 		s.works()
 		s.ExpectCommit()
@@ -1650,17 +1645,24 @@ func TestDoPassesLockOptions(t *testing.T) {
 	}
 }
 
-func TestDoWatches(t *testing.T) {
+// TestDoLeavesTheSessionAlone: the watch of Do asks nothing on it while the function
+// may have rows open there, and the loss is found at the end.
+func TestDoLeavesTheSessionAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWire(t, "", &wireLog{})
-		b := &plain{check: func() error { return sqllock.ErrLost }}
+		inside := false
+		b := &plain{check: func() error {
+			if inside {
+				t.Error("asked while the function runs")
+			}
+			return sqllock.ErrLost
+		}}
 		w.ExpectBegin()
 		w.ExpectRollback()
-		err := txguard.Do(t.Context(), sqllock.New(b), w.db, "job", func(ctx context.Context, _ *sql.Tx) error {
-			<-ctx.Done()
-			if !errors.Is(context.Cause(ctx), sqllock.ErrLost) {
-				t.Errorf("the cause of the end is %v", context.Cause(ctx))
-			}
+		err := txguard.Do(t.Context(), sqllock.New(b), w.db, "job", func(context.Context, *sql.Tx) error {
+			inside = true
+			time.Sleep(time.Hour)
+			inside = false
 			return nil
 		})
 		wantOutcome(t, err, txguard.ErrRolledBack, sqllock.ErrLost)

@@ -69,6 +69,7 @@ func serverError(err error) (*mysql.MySQLError, bool) {
 const (
 	UnknownThread = 1094 // ER_NO_SUCH_THREAD: there is no session to KILL
 	timeLimit     = 3024 // ER_QUERY_TIMEOUT
+	outOfRange    = 1690 // ER_DATA_OUT_OF_RANGE
 )
 
 // Number returns the number of an error of the server, 0 if err is none.

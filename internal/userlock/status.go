@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"reflect"
+	"sync"
 
 	"github.com/sqllock/go-sqllock/internal/session"
 )
@@ -29,14 +30,29 @@ func Known(s *session.Session) (st Status, ok bool) {
 	if !v.IsValid() {
 		return st, false
 	}
-	if t := v.Type(); t.PkgPath() != "github.com/go-sql-driver/mysql" || t.Kind() != reflect.Struct {
+	index := statusField(v.Type())
+	if index < 0 {
 		return st, false
 	}
-	flags := v.FieldByName("status")
-	if !flags.IsValid() || flags.Kind() != reflect.Uint16 {
-		return st, false
+	flags := v.Field(index).Uint()
+	return Status{Open: flags&statusInTransaction != 0, Autocommit: flags&statusAutocommit != 0}, true
+}
+
+// fields are the indices of the field in the types that have been seen, -1 for none.
+var fields sync.Map //nolint:gochecknoglobals // types are for the whole process, and looking for it takes longer than the rest
+
+func statusField(t reflect.Type) int {
+	if index, ok := fields.Load(t); ok {
+		return index.(int) //nolint:errcheck,forcetypeassert // nothing else is stored
 	}
-	return Status{Open: flags.Uint()&statusInTransaction != 0, Autocommit: flags.Uint()&statusAutocommit != 0}, true
+	index := -1
+	if t.PkgPath() == "github.com/go-sql-driver/mysql" && t.Kind() == reflect.Struct {
+		if f, ok := t.FieldByName("status"); ok && f.Type.Kind() == reflect.Uint16 && len(f.Index) == 1 {
+			index = f.Index[0]
+		}
+	}
+	fields.Store(t, index)
+	return index
 }
 
 // Refresh has the server answer, in one round trip, so that what is known is of now,

@@ -24,7 +24,7 @@ func testWhileHeld(t *testing.T, b *bench) {
 		t.Fatal(err)
 	}
 	failure := errors.New("of the function")
-	err = l.WhileHeld(t.Context(), tx, 0, func() error {
+	err = l.WhileHeld(t.Context(), sqllock.InTx{Conn: conn}, 0, func() error {
 		released = releasing(t.Context(), l)
 		_, err := b.locker.TryLock(t.Context(), b.conn(t), b.name)
 		wantIs(t, "TryLock by another session", err, sqllock.ErrBusy)
@@ -57,7 +57,8 @@ func testWhileHeld(t *testing.T, b *bench) {
 		t.Fatal(err)
 	}
 	b.kill(t, lost)
-	wantIs(t, "in the transaction of a session that was killed", lost.WhileHeld(t.Context(), tx, 0, never), sqllock.ErrLost)
+	err = lost.WhileHeld(t.Context(), sqllock.InTx{Conn: conn}, 0, never)
+	wantIs(t, "in the transaction of a session that was killed", err, sqllock.ErrLost)
 	_ = tx.Rollback() // the session is gone
 	b.freed(t, b.name)
 }
