@@ -199,12 +199,25 @@ func TestGuardEndedEarly(t *testing.T) {
 			return err
 		})
 
+		// What became of another transaction says nothing about this one.
+		err := txguard.Run(t.Context(), l, func(ctx context.Context, tx *sql.Tx) error {
+			return errors.Join(increment(ctx, tx), txguard.Run(ctx, g.lock(), func(_ context.Context, tx *sql.Tx) error {
+				do(t, tx, "COMMIT")
+				return nil
+			}))
+		})
+		var outcome *txguard.OutcomeError
+		if !errors.As(err, &outcome) || outcome.Outcome != txguard.ErrRolledBack { //nolint:errorlint // the outer one
+			t.Errorf("another one that was not guarded: %v", err)
+		}
+		g.clean(l, 0)
+
 		do(t, l.Conn(), "SET completion_type=CHAIN")
 		if err := txguard.Run(t.Context(), l, increment); err != nil {
 			t.Errorf("with completion_type=CHAIN: %v", err)
 		}
 		g.clean(l, 1)
-		err := txguard.Run(t.Context(), l, func(context.Context, *sql.Tx) error { return sql.ErrNoRows })
+		err = txguard.Run(t.Context(), l, func(context.Context, *sql.Tx) error { return sql.ErrNoRows })
 		wantErr(t, "with completion_type=CHAIN", err, txguard.ErrRolledBack, sql.ErrNoRows)
 		do(t, l.Conn(), "SET completion_type=NO_CHAIN")
 		g.clean(l, 0)

@@ -49,7 +49,7 @@ func (w *work) transaction(ctx context.Context) *OutcomeError {
 	returned := false
 	defer func() {
 		if !returned {
-			_ = w.undo(ctx, tx, errPanic) // the panic goes on
+			_ = w.undo(ctx, tx, w.endedEarly(ctx, errPanic), errPanic) // the panic goes on
 		}
 	}()
 	fnCtx, cancel := w.lock.Context(ctx)
@@ -57,7 +57,7 @@ func (w *work) transaction(ctx context.Context) *OutcomeError {
 	err = w.fn(fnCtx, tx)
 	returned = true
 	if err != nil {
-		return w.undo(ctx, tx, fmt.Errorf("the function returned: %w", err))
+		return w.undo(ctx, tx, w.endedEarly(ctx, err), fmt.Errorf("the function returned: %w", err))
 	}
 	return w.commit(ctx, tx)
 }
@@ -102,7 +102,7 @@ func (w *work) vacant(ctx context.Context) error {
 // commit commits if the lock is held, and tells what became of the work.
 func (w *work) commit(ctx context.Context, tx *sql.Tx) *OutcomeError {
 	if err := w.mayCommit(ctx); err != nil {
-		return w.undo(ctx, tx, err)
+		return w.refuse(ctx, tx, err)
 	}
 	var evidence *Evidence
 	sent := false
@@ -120,7 +120,7 @@ func (w *work) commit(ctx context.Context, tx *sql.Tx) *OutcomeError {
 	})
 	switch {
 	case !sent || errors.Is(err, sql.ErrTxDone):
-		return w.undo(ctx, tx, err)
+		return w.refuse(ctx, tx, err)
 	case err != nil:
 		return w.unknown(ctx, evidence, err)
 	}
@@ -182,15 +182,11 @@ func early(st userlock.Status) error {
 // endedEarly is stillOpen for a transaction that is to be undone because of why,
 // which may be the error of the last statement. That statement may have committed
 // implicitly, so another answer is asked for; a deadlock has rolled back, and is
-// followed by no answer unless the function has gone on.
-func (w *work) endedEarly(ctx context.Context, why error) error {
-	if errors.Is(why, errEndedEarly) {
-		return errEndedEarly
-	}
-	var found error
-	_ = session.Use(w.conn, func(s *session.Session) error {
+// followed by no answer unless the function has gone on. If the session is broken, the
+// server rolls back.
+func (w *work) endedEarly(ctx context.Context, why error) (found error) {
+	_ = session.Use(w.conn, func(s *session.Session) (err error) {
 		st, known := userlock.Known(s)
-		var err error
 		switch {
 		case known && !st.Open:
 		case transient(why):
@@ -198,7 +194,7 @@ func (w *work) endedEarly(ctx context.Context, why error) error {
 		default:
 			st, err = userlock.Refresh(ctx, s)
 		}
-		if err == nil { // else the session is broken, and the server rolls back
+		if err == nil {
 			found = early(st)
 		}
 		return nil
@@ -206,9 +202,20 @@ func (w *work) endedEarly(ctx context.Context, why error) error {
 	return found
 }
 
-// undo rolls back, and tells why, and whether there was anything to roll back.
-func (w *work) undo(ctx context.Context, tx *sql.Tx, why error) *OutcomeError {
-	early := w.endedEarly(ctx, why)
+// refuse undoes a transaction whose function has succeeded.
+func (w *work) refuse(ctx context.Context, tx *sql.Tx, why error) *OutcomeError {
+	switch {
+	case errors.Is(why, errEndedEarly):
+		return w.undo(ctx, tx, why, nil)
+	case errors.Is(why, sql.ErrTxDone):
+		return w.undo(ctx, tx, nil, nil)
+	}
+	return w.undo(ctx, tx, w.endedEarly(ctx, why), why)
+}
+
+// undo rolls back, and tells why, and whether there was anything to roll back: early
+// is that the transaction had ended before. why is nil if there is no other reason.
+func (w *work) undo(ctx context.Context, tx *sql.Tx, early, why error) *OutcomeError {
 	err := tx.Rollback()
 	st, known := w.known()
 	switch {
@@ -217,15 +224,14 @@ func (w *work) undo(ctx context.Context, tx *sql.Tx, why error) *OutcomeError {
 	case early != nil || !known || st.Open:
 		w.tidy(ctx)
 	}
+	if errors.Is(err, sql.ErrTxDone) {
+		early = errEndedByFunc
+	}
 	switch {
-	case errors.Is(err, sql.ErrTxDone) && (errors.Is(why, errEndedEarly) || errors.Is(why, sql.ErrTxDone)):
-		return w.fail(ErrUnguarded, errEndedByFunc)
-	case errors.Is(err, sql.ErrTxDone):
-		return w.fail(ErrUnguarded, fmt.Errorf("%w; %w", errEndedByFunc, why))
-	case early != nil && errors.Is(why, errEndedEarly):
-		return w.fail(ErrUnguarded, why)
-	case early != nil:
+	case early != nil && why != nil:
 		return w.fail(ErrUnguarded, fmt.Errorf("%w; %w", early, why))
+	case early != nil:
+		return w.fail(ErrUnguarded, early)
 	case err != nil || w.lock.Err() != nil:
 		return w.fail(ErrRolledBack, w.lost(ctx, why))
 	}
