@@ -60,6 +60,8 @@ func (e *OutcomeError) Unwrap() []error { return []error{e.Outcome, e.Err} }
 
 var (
 	errLockOptions = errors.New("WithLockOptions is for Do and TryDo: this lock has been acquired already")
+	errLockNil     = errors.New("the lock is nil: acquire one, or use Do")
+	errLockerNil   = errors.New("the *sqllock.Locker is nil: make one by sqllock.New")
 	errFuncNil     = errors.New("the function is nil")
 	errOpenRows    = errors.New("rows of a query are open on the session, or its connection is broken: close rows before the function returns")
 )

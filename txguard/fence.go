@@ -97,6 +97,9 @@ type Fenced struct {
 // The error is an [OutcomeError] with ErrNotBegun, and matches [sqllock.ErrLost] if a
 // later holder has been admitted already.
 func (f *Fence) Raise(ctx context.Context, lock *sqllock.Lock) (*Fenced, error) {
+	if lock == nil {
+		return nil, &OutcomeError{Outcome: ErrNotBegun, Err: errLockNil}
+	}
 	fail := func(err error) (*Fenced, error) {
 		return nil, &OutcomeError{Name: lock.Name(), Outcome: ErrNotBegun, Err: err}
 	}

@@ -35,6 +35,9 @@ type Func = func(ctx context.Context, tx *sql.Tx) error
 // It is safe for concurrent use, but there is one guarded transaction at a time on
 // a session: another one gets [sqllock.ErrInTransaction].
 func Run(ctx context.Context, lock *sqllock.Lock, fn Func, opts ...Option) error {
+	if lock == nil {
+		return &OutcomeError{Outcome: ErrNotBegun, Err: errLockNil}
+	}
 	c, err := configure(opts)
 	if err == nil && len(c.lock) > 0 {
 		err = errLockOptions
@@ -54,7 +57,7 @@ func Run(ctx context.Context, lock *sqllock.Lock, fn Func, opts ...Option) error
 // A function that needs the lock, to extend it or for its token, is run by Run
 // inside of Locker.Do.
 func Do(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string, fn Func, opts ...Option) error {
-	_, err := do(name, fn, opts, func(f lockedFunc, c *config) error {
+	_, err := do(locker, name, fn, opts, func(f lockedFunc, c *config) error {
 		return locker.Do(ctx, db, name, f, c.lock...)
 	})
 	return err
@@ -64,7 +67,7 @@ func Do(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string, fn
 // it then returns false and no error. It returns true if fn has run, and true and
 // nil if the work was committed.
 func TryDo(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string, fn Func, opts ...Option) (ran bool, err error) {
-	return do(name, fn, opts, func(f lockedFunc, c *config) error {
+	return do(locker, name, fn, opts, func(f lockedFunc, c *config) error {
 		_, err := locker.TryDo(ctx, db, name, f, c.lock...)
 		return err
 	})
@@ -72,9 +75,13 @@ func TryDo(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string,
 
 type lockedFunc = func(context.Context, *sqllock.Lock) error
 
-func do(name string, fn Func, opts []Option, under func(lockedFunc, *config) error) (ran bool, err error) {
+func do(locker *sqllock.Locker, name string, fn Func, opts []Option, under func(lockedFunc, *config) error) (ran bool, err error) {
 	c, err := configure(opts)
-	if err == nil && fn == nil {
+	switch {
+	case err != nil:
+	case locker == nil:
+		err = errLockerNil
+	case fn == nil:
 		err = errFuncNil
 	}
 	if err != nil {

@@ -144,3 +144,26 @@ func TestTxOptionsAreCopied(t *testing.T) {
 	wantOutcome(t, txguard.Run(s.ctx, s.lock, func(context.Context, *sql.Tx) error { return nil }, opt), nil)
 	s.log.did(t, "BEGIN Serializable", "COMMIT")
 }
+
+// TestNil: what is nil is said, and nothing is sent.
+func TestNil(t *testing.T) {
+	never := func(context.Context, *sql.Tx) error {
+		t.Error("the function was called")
+		return nil
+	}
+	w := newWire(t, "", &wireLog{})
+	_, raised := txguard.NewFence(w.db).Raise(t.Context(), nil)
+	_, tried := txguard.TryDo(t.Context(), nil, w.db, "job", never)
+	for what, err := range map[string]error{
+		"lock":         txguard.Run(t.Context(), nil, never),
+		"the lock":     raised,
+		"Locker":       txguard.Do(t.Context(), nil, w.db, "job", never),
+		"sqllock.New":  tried,
+		"*sql.DB":      txguard.Do(t.Context(), sqllock.New(&plain{}), nil, "job", never),
+		"the function": txguard.Do(t.Context(), sqllock.New(&plain{}), w.db, "job", nil),
+	} {
+		if !errors.Is(err, txguard.ErrNotBegun) || !strings.Contains(err.Error(), what) {
+			t.Errorf("got %v, want ErrNotBegun and %q in the text", err, what)
+		}
+	}
+}
