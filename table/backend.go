@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -89,144 +88,6 @@ type server struct {
 	queries       queries
 }
 
-// row is what a look at a name finds.
-type row struct {
-	there                                  bool
-	name                                   string
-	session, created, ttl, acquired, token int64
-	process                                string
-	used, bell                             sql.NullInt64 // who holds the doorbell: under the row's name, under ours
-	left                                   time.Duration
-	started, own                           int64
-	kind                                   string
-}
-
-func (r *row) ascii() bool {
-	for i := range len(r.name) {
-		if r.name[i] >= 0x80 {
-			return false
-		}
-	}
-	return true
-}
-
-// literal is the name as it is stored.
-func (r *row) literal() string {
-	if r.ascii() {
-		return text(r.name)
-	}
-	return "CONVERT(_utf8mb4 " + userlock.Literal(r.name) + " USING latin1)"
-}
-
-// doorbell is the name as GET_LOCK takes it.
-func (r *row) doorbell() string {
-	if r.ascii() {
-		return text(r.name)
-	}
-	return "_utf8mb4 " + userlock.Literal(r.name)
-}
-
-func (r *row) holder() sqllock.Holder {
-	return sqllock.Holder{
-		Key: r.name, Session: r.session, Process: r.process, Token: r.token,
-		Since: time.Unix(r.created, 0), Expires: time.Unix(r.created+min(r.ttl, 99999999999)+1, 0),
-	}
-}
-
-// leavings are the rows that stayed behind when their locks were released where no
-// row can be removed. Each is removed before its session rings again: with its
-// doorbell held by the session that it names, it would look like a hung holder's.
-type leavings struct {
-	mu   sync.Mutex               // guards rows
-	rows map[string]sqllock.Grant // by key
-}
-
-func (l *leavings) put(g sqllock.Grant) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.rows == nil {
-		l.rows = make(map[string]sqllock.Grant)
-	}
-	l.rows[g.Key] = g
-}
-
-func (l *leavings) get(key string) (sqllock.Grant, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	g, ok := l.rows[key]
-	return g, ok
-}
-
-func (l *leavings) drop(g sqllock.Grant) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.rows[g.Key].Token == g.Token {
-		delete(l.rows, g.Key)
-	}
-}
-
-// doomed are the rows whose sessions were seen to hang: a wait for them may be made
-// of several attempts, each of a short ctx.
-type doomed struct {
-	mu   sync.Mutex          // guards rows
-	rows map[string]sighting // by key
-}
-
-// sighting is what identifies a row, and when it was first seen.
-type sighting struct {
-	session, created, token int64
-	at                      time.Time
-}
-
-// since returns how long ago r was first seen to hang.
-func (d *doomed) since(key string, r *row) time.Duration {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if seen, ok := d.rows[key]; ok && seen.session == r.session && seen.created == r.created && seen.token == r.token {
-		return time.Since(seen.at)
-	}
-	if d.rows == nil {
-		d.rows = make(map[string]sighting)
-	}
-	d.rows[key] = sighting{r.session, r.created, r.token, time.Now()}
-	return 0
-}
-
-// forget is for when the lock has been granted.
-func (d *doomed) forget(key string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.rows, key)
-}
-
-// crowd remembers which name was found taken last: while many want it, a try
-// before each wait is in vain, and costs a third of the grants.
-type crowd struct {
-	mu   sync.Mutex // guards the following
-	key  string
-	left int // how many more need not try
-}
-
-// crowded is how many go without a try before one finds out whether there is
-// still a crowd.
-const crowded = 16
-
-func (c *crowd) met(key string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.key, c.left = key, crowded
-}
-
-func (c *crowd) expects(key string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.left == 0 || c.key != key {
-		return false
-	}
-	c.left--
-	return true
-}
-
 // attempt is an Acquire under way. Between two of its steps the session holds
 // nothing new.
 type attempt struct {
@@ -246,8 +107,8 @@ type attempt struct {
 	killed   *row      // whose session was told to end
 	taking   bool      // a takeover is under way
 	giveUp   time.Time // when a TryLock has waited long enough for that
-	repairs  int
-	reshaped bool // the table has been looked at again, since it had changed
+	repaired bool      // once is enough
+	reshaped bool      // the table has been looked at again, since it had changed
 	granted  bool
 	grant    sqllock.Grant
 }
@@ -266,8 +127,8 @@ func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Reque
 		case reshaped(err) && !a.reshaped:
 			a.reshaped, a.tried, a.srv = true, false, nil
 			b.last.Store(nil)
-		case damaged(err) && a.repairs == 0:
-			a.repairs++
+		case damaged(err) && !a.repaired:
+			a.repaired = true
 			err = b.repair(ctx, req, err)
 			if err != nil {
 				return sqllock.Grant{}, err
@@ -458,8 +319,8 @@ func (a *attempt) afterTry(ctx context.Context, err error) error {
 	}
 	if failed == nil {
 		var r *row
-		if r, failed = a.look(ctx); damaged(failed) && a.repairs == 0 {
-			a.repairs++
+		if r, failed = a.look(ctx); damaged(failed) && !a.repaired {
+			a.repaired = true
 			if failed = a.b.repair(ctx, a.req, failed); failed == nil {
 				err = nil // go on
 				r, failed = a.look(ctx)
