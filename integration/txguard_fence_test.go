@@ -199,8 +199,10 @@ func TestFenceWaitsForCommit(t *testing.T) {
 				<-h.gate.reached
 				operatorSees(t, db, session)
 				next := h.lose()
+				raised := make(chan error, 1)
 				wg.Go(func() {
 					second, err := h.work.Raise(t.Context(), next)
+					raised <- err
 					if err == nil {
 						err = second.Run(t.Context(), readAndWrite, txguard.WithTxOptions(opts))
 					}
@@ -208,7 +210,12 @@ func TestFenceWaitsForCommit(t *testing.T) {
 						t.Errorf("the second: %v", err)
 					}
 				})
-				rowWait(t, db, "lock_fences")
+				if name == "table" {
+					rowWait(t, db, "lock_fences")
+				} else { // it asks again and again, so as not to lose the session that it asks on
+					time.Sleep(300 * time.Millisecond)
+				}
+				stillWaits(t, raised)
 				h.gate.pass <- struct{}{}
 				wg.Wait()
 				if got := ask[int](t, db, "SELECT n FROM work WHERE id=1"); got != 2 {
@@ -401,7 +408,7 @@ func TestSettle(t *testing.T) {
 		ran := make(chan error, 1)
 		go func() { ran <- txguard.Run(t.Context(), l, increment, txguard.WithEvidence(f)) }()
 		<-g.reached
-		e := txguard.Evidence{Key: l.Grant().Key, Seq: 1}
+		e := txguard.Evidence{Key: l.Grant().Key, Seq: 1, Place: ask[uint32](t, db, "SELECT CRC32(CONCAT_WS('/',@@hostname,@@port,DATABASE()))")}
 		e.ID = dirty(t, s, db)
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
@@ -433,10 +440,28 @@ func TestSettle(t *testing.T) {
 			}
 		}
 		for seq, want := range map[int64]error{1: txguard.ErrUnknown, 2: nil, 66: nil} {
-			committed, err := f.Settle(t.Context(), txguard.Evidence{Key: e.Key, ID: []byte("nowhere!"), Seq: seq})
+			committed, err := f.Settle(t.Context(), txguard.Evidence{Key: e.Key, ID: []byte("nowhere!"), Seq: seq, Place: e.Place})
 			if committed || !errors.Is(err, want) {
 				t.Errorf("Settle of commit %d, which was not: %v, %v", seq, committed, err)
 			}
+		}
+
+		// What is not there any more, and what never was, is not taken for an answer.
+		do(t, db, "DELETE FROM lock_fences")
+		elsewhere := schema(t, s)
+		fenceTable(t, elsewhere)
+		for what, e := range map[string]txguard.Evidence{
+			"of a row that was removed": {Key: e.Key, ID: e.ID, Seq: 2, Place: e.Place},
+			"of another place":          {Key: e.Key, ID: e.ID, Seq: 1, Place: e.Place + 1},
+			"of nothing":                {},
+		} {
+			if committed, err := f.Settle(t.Context(), e); committed || !errors.Is(err, txguard.ErrUnknown) {
+				t.Errorf("Settle %s: %v, %v", what, committed, err)
+			}
+		}
+		committed, err := txguard.NewFence(elsewhere).Settle(t.Context(), e)
+		if committed || !errors.Is(err, txguard.ErrUnknown) {
+			t.Errorf("Settle in another database: %v, %v", committed, err)
 		}
 		release(t, l)
 	})

@@ -181,7 +181,7 @@ func TestGuardTables(t *testing.T) {
 		wantErr(t, "Run", err, txguard.ErrRolledBack, sqllock.ErrNoTable)
 		_, err = f.Raise(t.Context(), l)
 		wantErr(t, "Raise", err, txguard.ErrNotBegun, sqllock.ErrNoTable)
-		_, err = f.Settle(t.Context(), txguard.Evidence{Key: "x"})
+		_, err = f.Settle(t.Context(), txguard.Evidence{Key: "x", ID: []byte("nowhere!"), Seq: 1})
 		wantErr(t, "Settle", err, sqllock.ErrNoTable)
 		_, err = f.Sweep(t.Context(), time.Hour)
 		wantErr(t, "Sweep", err, sqllock.ErrNoTable)
@@ -313,6 +313,127 @@ func TestGuardWrappedDriver(t *testing.T) {
 		}
 		if n := ask[int](t, db, "SELECT n FROM work WHERE id=1"); n != 2 {
 			t.Errorf("%d was committed, want 2", n)
+		}
+		release(t, l)
+	})
+}
+
+// TestGuardInUse: what would wait for itself is refused.
+func TestGuardInUse(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := guardDB(t, s)
+		l := acquire(t, sqllock.New(mysqlnamed.New()), conn(t, db), lockName("use"))
+		err := l.Use(func(*sql.Conn) error { return txguard.Run(t.Context(), l, increment) })
+		wantErr(t, "Run inside of Use", err, txguard.ErrNotBegun, sqllock.ErrInTransaction)
+
+		// A release that waits does not keep a transaction inside from being decided.
+		released := make(chan error, 1)
+		err = l.WhileHeld(t.Context(), l.Conn(), 0, func() error {
+			return txguard.Run(t.Context(), l, func(ctx context.Context, tx *sql.Tx) error {
+				go func() { released <- l.Release(t.Context()) }()
+				time.Sleep(50 * time.Millisecond)
+				return increment(ctx, tx)
+			})
+		})
+		if err != nil {
+			t.Errorf("Run inside of WhileHeld: %v", err)
+		}
+		if err := <-released; err != nil {
+			t.Errorf("Release: %v", err)
+		}
+	})
+}
+
+// TestGuardPoolOfOne: nothing waits for a connection that it holds itself.
+func TestGuardPoolOfOne(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := guardDB(t, s)
+		name := database(t, db)
+		pool := open(t, s, func(c *mysql.Config) {
+			c.DBName = name
+			c.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+				return silentAt{conn, true, new(atomic.Bool)}, err // every COMMIT is cut off
+			}
+		})
+		pool.SetMaxOpenConns(1)
+		k, f := sqllock.New(mysqlnamed.New()), txguard.NewFence(pool)
+		err := txguard.Do(t.Context(), k, pool, "job", increment, txguard.WithEvidence(f))
+		wantErr(t, "Do", err, txguard.ErrRolledBack, sqllock.ErrLost)
+		l := acquire(t, k, conn(t, db), "fenced job")
+		fenced, err := f.Raise(t.Context(), l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantErr(t, "fenced", fenced.Run(t.Context(), increment), txguard.ErrRolledBack)
+		release(t, l)
+
+		c := conn(t, pool)
+		l = acquire(t, k, c, "job")
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		_, err = f.Raise(ctx, l)
+		wantErr(t, "Raise over the pool that the lock has emptied", err, txguard.ErrNotBegun, context.DeadlineExceeded)
+		if err == nil || !strings.Contains(err.Error(), "no connection for the fence") {
+			t.Errorf("the error does not name the pool: %v", err)
+		}
+		release(t, l)
+	})
+}
+
+// TestGuardVacant: what the driver remembers of a session may be of before an error,
+// and of before its end.
+func TestGuardVacant(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := guardDB(t, s)
+		k := sqllock.New(mysqlnamed.New())
+		l := acquire(t, k, conn(t, db), lockName("vacant"))
+		do(t, l.Conn(), "BEGIN")
+		if _, err := l.Conn().ExecContext(t.Context(), "CREATE TABLE work (a int)"); err == nil {
+			t.Fatal("the table should be there")
+		}
+		if err := txguard.Run(t.Context(), l, increment); err != nil {
+			t.Errorf("after a transaction that a statement has ended that failed: %v", err)
+		}
+		id := sessionID(t, l.Conn())
+		if err := mysqlKill(t.Context(), db, id); err != nil {
+			t.Fatal(err)
+		}
+		sessionEnds(t, db, id)
+		err := txguard.Run(t.Context(), l, func(context.Context, *sql.Tx) error {
+			t.Error("the function was called")
+			return nil
+		})
+		wantErr(t, "on a session that has ended", err, txguard.ErrNotBegun, sqllock.ErrLost)
+	})
+}
+
+// TestGuardForeignDeadlock: the error of another transaction's deadlock does not hide
+// what has become of this one.
+func TestGuardForeignDeadlock(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := guardDB(t, s)
+		l := acquire(t, sqllock.New(mysqlnamed.New()), conn(t, db), lockName("foreign"))
+		foreign := &mysql.MySQLError{Number: 1213}
+		runs := 0
+		err := txguard.Run(t.Context(), l, func(ctx context.Context, tx *sql.Tx) error {
+			runs++
+			if err := increment(ctx, tx); err != nil {
+				return err
+			}
+			if _, err := tx.ExecContext(ctx, "CREATE TABLE work (a int)"); err == nil { // which has committed
+				t.Error("the table should be there")
+			}
+			return foreign
+		}, txguard.Retries(2))
+		wantErr(t, "after a statement that commits, and fails", err, txguard.ErrUnguarded, foreign)
+		err = txguard.Run(t.Context(), l, func(ctx context.Context, tx *sql.Tx) error {
+			runs++
+			return errors.Join(increment(ctx, tx), foreign)
+		}, txguard.Retries(2))
+		wantErr(t, "with nothing else", err, txguard.ErrRolledBack, foreign)
+		if n := ask[int](t, db, "SELECT n FROM work WHERE id=1"); runs != 4 || n != 1 {
+			t.Errorf("%d runs, and %d was committed", runs, n)
 		}
 		release(t, l)
 	})

@@ -475,6 +475,13 @@ func TestGuardTTL(t *testing.T) {
 			t.Error(err)
 		}
 		err := txguard.Run(t.Context(), l, increment, txguard.MinTTL(time.Minute))
+		wantErr(t, "more than there ever was", err, txguard.ErrNotBegun, sqllock.ErrTTLTooShort)
+		enough := l.Remaining() - 100*time.Millisecond
+		err = txguard.Run(t.Context(), l, func(ctx context.Context, tx *sql.Tx) error {
+			err := increment(ctx, tx)
+			waitFor(t, "some of the TTL to pass", func() bool { return l.Remaining() < enough })
+			return err
+		}, txguard.MinTTL(enough))
 		wantErr(t, "too little left", err, txguard.ErrRolledBack, sqllock.ErrTTLTooShort)
 		g.clean(l, 1)
 

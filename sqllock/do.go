@@ -127,8 +127,12 @@ func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *
 // look is Check for the watch. Where the server could not be asked, or the session
 // is in use, the next tick asks again.
 func (l *Lock) look(ctx context.Context) {
-	if l.using.TryLock() {
-		defer l.using.Unlock()
+	l.asking.Lock()
+	defer l.asking.Unlock()
+	l.mu.Lock()
+	inUse := l.inUse
+	l.mu.Unlock()
+	if !inUse {
 		_ = l.Check(ctx) // it is remembered
 	}
 }

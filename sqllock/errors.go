@@ -87,7 +87,7 @@ var (
 // or a [Lock] is one, save that Do and TryDo return the error of the function as
 // it is, or wrapped together with one.
 type OpError struct {
-	Op   string // "lock", "try lock", "hold" (how a lock ended), "check", "extend", "assert ttl", "release", "holder", "break" or "do"
+	Op   string // "lock", "try lock", "hold" (how a lock ended), "check", "extend", "assert ttl", "use", "release", "holder", "break" or "do"
 	Name string // the name as the caller gave it
 	Err  error  // why; match it with errors.Is
 }

@@ -26,12 +26,15 @@ type Lock struct {
 	name   string
 	done   chan struct{}
 
-	extending sync.Mutex   // held across an Extend
-	deciding  sync.RWMutex // read-held across a WhileHeld, held across a Release
-	using     sync.Mutex   // held across a Use, and while the watch of a Do asks
+	extending sync.Mutex // held across an Extend
+	minting   sync.Mutex // held across the making of a token
+	asking    sync.Mutex // held while the watch of a Do asks
 
 	mu        sync.Mutex // guards the following; not held across I/O
-	grant     Grant      // of which only Until changes
+	grant     Grant      // of which only Until changes, and Token once
+	inUse     bool       // by a Use
+	deciding  int        // how many WhileHelds have begun, for whose end a Release waits
+	decided   *sync.Cond // on mu: deciding is 0
 	releasing bool       // a Release has begun: it alone says how the lock ended
 	err       error      // how the lock ended
 	tenants   map[*context.CancelCauseFunc]struct{}
@@ -48,10 +51,23 @@ func (l *Lock) Conn() *sql.Conn { return l.conn }
 // Use calls f with Conn, and returns its error. Meanwhile the watch of a Do asks
 // nothing there: a statement between rows of a query that f has open would break the
 // connection, and lose the lock. So a loss is not noticed while f runs, but by the
-// statements of f that fail. Use waits for another Use of the lock; f must not call it.
+// statements of f that fail. There is one Use at a time; another one returns an error
+// that matches [ErrInTransaction], without having called f.
 func (l *Lock) Use(f func(conn *sql.Conn) error) error {
-	l.using.Lock()
-	defer l.using.Unlock()
+	l.mu.Lock()
+	taken := l.inUse
+	l.inUse = true
+	l.mu.Unlock()
+	if taken {
+		return l.fail("use", fmt.Errorf("%w, or used otherwise: another Use of the lock is under way", ErrInTransaction))
+	}
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.inUse = false
+	}()
+	l.asking.Lock()   // what is being asked is answered first
+	l.asking.Unlock() //nolint:staticcheck // nothing is asked from now on
 	return f(l.conn)
 }
 
@@ -66,8 +82,26 @@ func (l *Lock) Grant() Grant {
 // Token returns the fencing token of the grant: a number that grows with every
 // grant of the name. A store that remembers the greatest token it has seen can
 // refuse the late writes of a holder that had lost its lock. It is 0 if the
-// backend has none.
+// backend has none, and [Lock.TokenFrom] has made none.
 func (l *Lock) Token() int64 { return l.Grant().Token }
+
+// TokenFrom returns Token; if there is none, it is what mint returns, and Token
+// returns it from then on. One mint runs at a time.
+func (l *Lock) TokenFrom(mint func() (int64, error)) (int64, error) {
+	l.minting.Lock()
+	defer l.minting.Unlock()
+	if token := l.Token(); token != 0 {
+		return token, nil
+	}
+	token, err := mint()
+	if err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.grant.Token = token
+	return token, nil
+}
 
 // Remaining returns how long the lock is held at least, if nothing is done: the
 // TTL, counted from before the grant or the extension was asked for on the local
@@ -239,8 +273,21 @@ func (l *Lock) AssertTTL(ctx context.Context, atLeast time.Duration) error {
 // which asking adds nothing. WhileHeld returns the error of f as it is, and otherwise
 // what Check and AssertTTL return.
 func (l *Lock) WhileHeld(ctx context.Context, q Querier, atLeast time.Duration, f func() error) error {
-	l.deciding.RLock()
-	defer l.deciding.RUnlock()
+	l.mu.Lock()
+	if l.releasing {
+		l.mu.Unlock()
+		<-l.done
+		return l.fail("check", l.how())
+	}
+	l.deciding++
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.deciding--; l.deciding == 0 {
+			l.decided.Broadcast()
+		}
+	}()
 	if err := l.held(ctx, q, atLeast); err != nil {
 		return l.fail("check", err)
 	}
@@ -335,12 +382,14 @@ func (l *Lock) connDone(err error) error {
 // pool, out of reach, with the lock in it. When the time of a lease is over, its
 // next holder then kills that session, whoever uses it by now.
 func (l *Lock) Release(ctx context.Context) error {
-	l.deciding.Lock() // before others are told that it is being released
-	defer l.deciding.Unlock()
 	l.mu.Lock()
-	if l.err != nil {
-		defer l.mu.Unlock()
-		return l.fail("release", l.err)
+	for l.deciding > 0 {
+		l.decided.Wait()
+	}
+	if l.releasing || l.err != nil {
+		l.mu.Unlock()
+		<-l.done
+		return l.fail("release", l.how())
 	}
 	l.releasing = true
 	l.mu.Unlock()

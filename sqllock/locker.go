@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sync"
 	"time"
 )
 
@@ -144,6 +145,7 @@ func (k *Locker) acquire(ctx context.Context, conn *sql.Conn, name, op string, w
 		return fail(err)
 	}
 	l := &Lock{locker: k, conn: conn, handle: h, name: name, grant: g, done: make(chan struct{})}
+	l.decided = sync.NewCond(&l.mu)
 	sessions.settle(h, l)
 	if old != nil {
 		old.supersede()

@@ -3,6 +3,7 @@ package txguard
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"sync"
@@ -33,10 +34,13 @@ func (w *work) attempt(ctx context.Context) (e *OutcomeError) {
 	if w.conn != w.lock.Conn() {
 		return w.transaction(ctx)
 	}
-	_ = w.lock.Use(func(*sql.Conn) error {
+	err = w.lock.Use(func(*sql.Conn) error {
 		e = w.transaction(ctx)
 		return nil
 	})
+	if err != nil {
+		return w.fail(ErrNotBegun, err)
+	}
 	return e
 }
 
@@ -46,14 +50,14 @@ func (w *work) transaction(ctx context.Context) *OutcomeError {
 	if err != nil {
 		return w.fail(ErrNotBegun, err)
 	}
+	fnCtx, cancel := w.lock.Context(ctx)
+	defer cancel() // last of all: it would break the connection under rows that were left open
 	returned := false
 	defer func() {
 		if !returned {
-			_ = w.undo(ctx, tx, w.endedEarly(ctx, errPanic), errPanic) // the panic goes on
+			_ = w.undo(ctx, tx, nil, errPanic) // the panic goes on
 		}
 	}()
-	fnCtx, cancel := w.lock.Context(ctx)
-	defer cancel() // at the end: it would break the connection under rows that were left open
 	err = w.fn(fnCtx, tx)
 	returned = true
 	if err != nil {
@@ -124,8 +128,8 @@ func (w *work) commit(ctx context.Context, tx *sql.Tx) *OutcomeError {
 	case err != nil:
 		return w.unknown(ctx, evidence, err)
 	}
-	if st, known := w.known(); known && st.Open { // another one, by completion_type
-		w.tidy(ctx)
+	if st, known := w.known(); !known || st.Open { // another one, by completion_type
+		w.execute(ctx, "ROLLBACK AND NO CHAIN")
 	}
 	return nil
 }
@@ -151,7 +155,7 @@ func (w *work) mayCommit(ctx context.Context) error {
 var (
 	errPanic       = errors.New("the function did not return")
 	errEndedByFunc = errors.New("the function ended the Tx itself")
-	errEndedEarly  = errors.New("the transaction had been ended before its end, by a statement that commits implicitly, or by a deadlock whose error was not returned")
+	errEndedEarly  = errors.New("the transaction had been ended before its end, by a statement that commits implicitly, even one that failed, or by an error that rolls it back, such as a deadlock, and was not returned")
 )
 
 // stillOpen returns errEndedEarly if the session, by its last answer that was no
@@ -181,23 +185,30 @@ func early(st userlock.Status) error {
 
 // endedEarly is stillOpen for a transaction that is to be undone because of why,
 // which may be the error of the last statement. That statement may have committed
-// implicitly, so another answer is asked for; a deadlock has rolled back, and is
-// followed by no answer unless the function has gone on. If the session is broken, the
-// server rolls back.
+// implicitly, so another answer is asked for. A deadlock has rolled back: the session
+// itself says whether that was its last statement's error, and it is followed by no
+// other answer unless the function has gone on. If the session is broken, the server
+// rolls back.
 func (w *work) endedEarly(ctx context.Context, why error) (found error) {
-	_ = session.Use(w.conn, func(s *session.Session) (err error) {
+	_ = session.Use(w.conn, func(s *session.Session) error {
 		st, known := userlock.Known(s)
-		switch {
-		case known && !st.Open:
-		case transient(why):
+		if known && !st.Open {
+			found = errEndedEarly
 			return nil
-		default:
-			st, err = userlock.Refresh(ctx, s)
 		}
-		if err == nil {
+		rolledBack := false
+		if transient(why) {
+			last, err := userlock.LastError(ctx, s)
+			if err != nil {
+				return err
+			}
+			rolledBack = endsTransaction(last)
+		}
+		st, err := userlock.Refresh(ctx, s)
+		if err == nil && (st.Open || !rolledBack) {
 			found = early(st)
 		}
-		return nil
+		return err
 	})
 	return found
 }
@@ -248,9 +259,14 @@ func (w *work) known() (st userlock.Status, known bool) {
 }
 
 // tidy leaves the session in no transaction, with autocommit, and without tables that
-// the function has locked. Where that can't be confirmed it is closed.
+// the function has locked.
 func (w *work) tidy(ctx context.Context) {
-	for _, query := range []string{"ROLLBACK AND NO CHAIN", "UNLOCK TABLES", "SET autocommit=1"} {
+	w.execute(ctx, "ROLLBACK AND NO CHAIN", "UNLOCK TABLES", "SET autocommit=1")
+}
+
+// execute closes the session where a statement is not confirmed.
+func (w *work) execute(ctx context.Context, queries ...string) {
+	for _, query := range queries {
 		if _, err := exec(ctx, w.conn, query); err != nil {
 			_ = session.Close(w.conn)
 			return
@@ -270,25 +286,18 @@ func (w *work) lost(ctx context.Context, cause error) error {
 
 // unknown tells what became of a transaction whose COMMIT failed with err.
 func (w *work) unknown(ctx context.Context, evidence *Evidence, err error) *OutcomeError {
+	unsent := errors.Is(err, driver.ErrBadConn)
 	err = fmt.Errorf("COMMIT: %w", err)
 	if transient(err) { // an answer, and it says so
 		return w.fail(ErrRolledBack, err)
 	}
 	_ = session.Close(w.conn) // so that the server decides
-	reason := w.lost(ctx, err)
-	if evidence == nil {
-		return w.fail(ErrUnknown, reason)
+	if unsent {
+		return w.fail(ErrRolledBack, fmt.Errorf("%w: %w; %w", sqllock.ErrLost, sqllock.ErrSessionGone, err))
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
-	defer cancel()
-	committed, err := w.fence.settle(ctx, *evidence)
-	switch {
-	case err != nil:
-		return &OutcomeError{w.lock.Name(), ErrUnknown, fmt.Errorf("%w; %w", reason, err), evidence}
-	case committed:
-		return nil
-	}
-	return w.fail(ErrRolledBack, reason)
+	e := w.fail(ErrUnknown, w.lost(ctx, err))
+	e.Evidence = evidence
+	return e
 }
 
 func ended(ctx context.Context) error {

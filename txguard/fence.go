@@ -64,7 +64,8 @@ func WithTable(name string) FenceOption {
 }
 
 // NewFence returns the fence in the database of db, which is the pool that fenced
-// work runs on. It sends nothing. It panics if db is nil.
+// work runs on, and whose sessions must have autocommit on. It sends nothing. It panics
+// if db is nil.
 func NewFence(db *sql.DB, opts ...FenceOption) *Fence {
 	if db == nil {
 		panic("txguard: NewFence needs the *sql.DB of the database where the work is done")
@@ -106,12 +107,9 @@ func (f *Fence) Raise(ctx context.Context, lock *sqllock.Lock) (*Fenced, error) 
 	if err := lock.Err(); err != nil {
 		return fail(err)
 	}
-	token := lock.Token()
-	if token == 0 {
-		var err error
-		if token, err = f.mint(ctx, lock); err != nil {
-			return fail(err)
-		}
+	token, err := lock.TokenFrom(func() (int64, error) { return f.mint(ctx, lock) })
+	if err != nil {
+		return fail(err)
 	}
 	latest, err := f.raise(ctx, lock.Grant().Key, token)
 	if err != nil {
@@ -131,14 +129,41 @@ func (f *Fence) mint(ctx context.Context, lock *sqllock.Lock) (token int64, err 
 		return 0, err
 	}
 	defer leave()
-	if err := (&work{lock: lock, conn: lock.Conn()}).vacant(ctx); err != nil {
+	w := &work{lock: lock, conn: lock.Conn()}
+	if err := w.vacant(ctx); err != nil {
 		return 0, fmt.Errorf("a token for the lock can't be made on its session: %w", err)
+	}
+	if err := f.unlocked(ctx, lock); err != nil {
+		return 0, err
 	}
 	err = lock.WhileHeld(ctx, lock.Conn(), 0, func() (err error) {
 		token, err = exec(ctx, lock.Conn(), f.mintQuery(lock.Grant().Key))
+		if errors.Is(err, sqllock.ErrSessionGone) {
+			return w.lost(ctx, err)
+		}
 		return f.explain(err)
 	})
 	return token, err
+}
+
+// unlocked waits, without a statement that waits, until nobody has the row of the
+// lock: statements on the lock's session are given up after some seconds, and the
+// session with them.
+func (f *Fence) unlocked(ctx context.Context, lock *sqllock.Lock) error {
+	var token sql.NullInt64 // of no interest
+	for {
+		err := userlock.AskOver(ctx, lock.Conn(), f.peekQuery(lock.Grant().Key), &token)
+		switch userlock.Number(err) {
+		case 3572, // ER_LOCK_NOWAIT
+			1205, // the same on MariaDB
+			1213:
+		default:
+			return nil // what else there is, the next statement says
+		}
+		if wait(ctx, settlePause) != nil {
+			return fmt.Errorf("%w; somebody is about to commit: %w", ended(ctx), err)
+		}
+	}
 }
 
 // exec runs a statement on the session under conn, and returns its insert id.
@@ -157,18 +182,33 @@ func exec(ctx context.Context, conn *sql.Conn, query string) (id int64, err erro
 // raise returns the greatest token of key.
 func (f *Fence) raise(ctx context.Context, key string, token int64) (int64, error) {
 	for {
-		res, err := f.db.ExecContext(ctx, f.raiseQuery(key, token))
-		if err == nil {
-			return res.LastInsertId()
+		latest, err := f.raiseOnce(ctx, key, token)
+		if err == nil || errors.Is(err, errNoConn) {
+			return latest, err
 		}
-		if ctx.Err() != nil {
-			return 0, fmt.Errorf("%w; somebody is about to commit, or the server is not there: %w", ended(ctx), err)
-		}
-		if !blocked(err) {
+		if ctx.Err() == nil && !blocked(err) {
 			return 0, err
 		}
-		_ = wait(ctx, settlePause) // the next try tells
+		if wait(ctx, settlePause) != nil {
+			return 0, fmt.Errorf("%w; somebody is about to commit, or the server is not there: %w", ended(ctx), err)
+		}
 	}
+}
+
+// errNoConn is that the pool had no connection.
+var errNoConn = errors.New("no connection for the fence: all of the pool are in use, the lock's own perhaps among them, or the server can't be reached")
+
+func (f *Fence) raiseOnce(ctx context.Context, key string, token int64) (int64, error) {
+	conn, err := f.db.Conn(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", errNoConn, err)
+	}
+	defer conn.Close() //nolint:errcheck // what was raised is raised
+	res, err := conn.ExecContext(ctx, f.raiseQuery(key, token))
+	if err != nil {
+		return 0, err
+	}
+	return res.LastInsertId()
 }
 
 // blocked reports whether somebody else's lock on a row has kept a statement, which
@@ -214,7 +254,7 @@ func (f *Fenced) Run(ctx context.Context, fn Func, opts ...Option) error {
 	for try := 1; ; try++ {
 		e := w.apart(ctx, f.fence.db)
 		if e == nil || try == connectTries || e.Outcome != ErrNotBegun || !errors.Is(e, driver.ErrBadConn) { //nolint:errorlint // that of this transaction
-			return result(e)
+			return c.result(ctx, e)
 		}
 	}
 }
@@ -236,9 +276,18 @@ func (w *work) apart(ctx context.Context, db *sql.DB) *OutcomeError {
 // Evidence identifies a transaction in a fence table. Its fields are exported so
 // that it can be stored.
 type Evidence struct {
-	Key string // the name of the lock on its server
-	ID  []byte // random
-	Seq int64  // which commit of the key it is, if it was committed
+	Key   string // the name of the lock on its server
+	ID    []byte // random, of 8 bytes
+	Seq   int64  // which commit of the key it is, if it was committed
+	Place uint32 // a number of server and database that it was written on
+}
+
+// evidence is what a statement with that id has written.
+func (f *Fence) evidence(ctx context.Context, conn *sql.Conn, key string, query func(id []byte) string) (*Evidence, error) {
+	e := &Evidence{Key: key, ID: newID()}
+	n, err := exec(ctx, conn, query(e.ID))
+	e.Seq, e.Place = int64(uint64(n)>>32), uint32(uint64(n)) //nolint:gosec // two halves
+	return e, f.explain(err)
 }
 
 // newID returns a random id.
@@ -250,21 +299,17 @@ func newID() []byte {
 
 // note writes evidence on the session of the lock.
 func (f *Fence) note(ctx context.Context, conn *sql.Conn, key string) (*Evidence, error) {
-	e := &Evidence{Key: key, ID: newID()}
-	var err error
-	e.Seq, err = exec(ctx, conn, f.noteQuery(key, e.ID))
-	return e, f.explain(err)
+	return f.evidence(ctx, conn, key, func(id []byte) string { return f.noteQuery(key, id) })
 }
 
 // pass writes evidence if the fence lets the transaction pass.
 func (f *Fenced) pass(ctx context.Context, conn *sql.Conn) (*Evidence, error) {
-	e := &Evidence{Key: f.lock.Grant().Key, ID: newID()}
-	var err error
-	e.Seq, err = exec(ctx, conn, f.fence.passQuery(e.Key, f.token, e.ID))
+	key := f.lock.Grant().Key
+	e, err := f.fence.evidence(ctx, conn, key, func(id []byte) string { return f.fence.passQuery(key, f.token, id) })
 	if err == nil && e.Seq == 0 {
 		err = fmt.Errorf("%w: a later holder than that of token %d has been admitted to %s, or its row was removed", sqllock.ErrLost, f.token, f.fence.name)
 	}
-	return e, f.fence.explain(err)
+	return e, err
 }
 
 // Settle tells whether the transaction of e was committed. It waits, as long as
@@ -272,6 +317,9 @@ func (f *Fenced) pass(ctx context.Context, conn *sql.Conn) (*Evidence, error) {
 // matches [ErrUnknown] if it could not be told: ctx has ended, or so many have been
 // committed under the name since that the table has forgotten, which are 64.
 func (f *Fence) Settle(ctx context.Context, e Evidence) (committed bool, err error) {
+	if e.Key == "" || len(e.ID) != idSize || e.Seq < 1 {
+		return false, fmt.Errorf("%w: %+v is no evidence of a guarded transaction", ErrUnknown, e)
+	}
 	committed, err = f.settle(ctx, e)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrUnknown, err)
@@ -295,8 +343,8 @@ func (f *Fence) settle(ctx context.Context, e Evidence) (committed bool, err err
 	}
 }
 
-// errForgotten is that too much has been committed since.
-var errForgotten = errors.New("too long ago")
+// errForgotten is that the row does not say.
+var errForgotten = errors.New("it can't be told any more")
 
 // look reads the row of e under its lock, for which a transaction that has written
 // it makes everybody wait until it is decided. A read without one might be of the
@@ -308,10 +356,20 @@ func (f *Fence) look(ctx context.Context, e Evidence) (bool, error) {
 	}
 	defer tx.Rollback() //nolint:errcheck // nothing was written
 	var seq int64
+	var place uint32
 	var commits []byte
-	err = tx.QueryRowContext(ctx, f.lookQuery(e.Key)).Scan(&seq, &commits)
+	err = tx.QueryRowContext(ctx, f.lookQuery(e.Key)).Scan(&seq, &commits, &place)
 	if errors.Is(err, sql.ErrNoRows) {
+		err = tx.QueryRowContext(ctx, "SELECT "+f.place()+" p").Scan(&place)
+	}
+	switch {
+	case err != nil:
+	case place != e.Place:
+		return false, fmt.Errorf("%w: the evidence was written on another server or database than the pool of the fence leads to", errForgotten)
+	case seq == 0 && e.Seq == 1:
 		return false, nil
+	case seq < e.Seq-1:
+		return false, fmt.Errorf("%w: the row of %q in %s was removed meanwhile", errForgotten, e.Key, f.name)
 	}
 	if err != nil {
 		return false, f.explain(err)

@@ -23,18 +23,19 @@ import (
 
 // The statements of a fence as they are sent; 42 is the token.
 const (
+	place   = "CRC32(CONCAT_WS('/',@@hostname,@@port,DATABASE()))"
 	columns = " (name,token,seq,commits,session,updated) VALUES (_latin1 X'6a6f62',"
 	stamp   = "session=CONNECTION_ID(),updated=UNIX_TIMESTAMP()"
 	stamped = ",CONNECTION_ID(),UNIX_TIMESTAMP()) ON DUPLICATE KEY UPDATE "
 	clock   = "(UNIX_TIMESTAMP()*1000000+MICROSECOND(NOW(6)))"
-	added   = "seq=LAST_INSERT_ID(seq+1),commits=LEFT(CONCAT(X'id',commits),512)," + stamp
+	added   = "seq=LAST_INSERT_ID(((seq+1)<<32)|" + place + ")>>32,commits=LEFT(CONCAT(X'id',commits),512)," + stamp
 
 	mint  = "INSERT INTO `lock_fences`" + columns + "LAST_INSERT_ID(" + clock + "),0,''" + stamped + "token=LAST_INSERT_ID(GREATEST(token+1," + clock + "))," + stamp
 	raise = "INSERT INTO `lock_fences`" + columns + "LAST_INSERT_ID(42),0,''" + stamped + "token=LAST_INSERT_ID(GREATEST(token,42))," + stamp
-	note  = "INSERT INTO `lock_fences`" + columns + "0,LAST_INSERT_ID(1),X'id'" + stamped + added
+	note  = "INSERT INTO `lock_fences`" + columns + "0,LAST_INSERT_ID((1<<32)|" + place + ")>>32,X'id'" + stamped + added
 	pass  = "UPDATE `lock_fences` SET " + added + " WHERE name=_latin1 X'6a6f62' AND token=42"
-	look  = "SELECT seq,commits FROM `lock_fences` WHERE name=_latin1 X'6a6f62' FOR UPDATE"
-	sweep = "DELETE FROM `lock_fences` WHERE updated<UNIX_TIMESTAMP()-604800"
+	look  = "SELECT seq,commits," + place + " p FROM `lock_fences` WHERE name=_latin1 X'6a6f62' FOR UPDATE"
+	sweep = "DELETE FROM `lock_fences` WHERE name>='' AND updated<UNIX_TIMESTAMP()-604800"
 
 	insert = "INSERT INTO `lock_fences`" // what a script knows them by
 	passes = "UPDATE `lock_fences`"
@@ -97,7 +98,7 @@ func TestRaise(t *testing.T) {
 		if err != nil || f.Token() != 42 {
 			t.Errorf("got %v, %v", f, err)
 		}
-		s.log.sent(t, lines(onLock(asked, check, mint), "work: "+raise)...)
+		s.log.sent(t, lines(onLock(asked, peek, check, mint), "work: "+raise)...)
 	})
 	t.Run("waits for one that is about to commit", func(t *testing.T) {
 		s := newFencedScene(t, &leases{})
@@ -201,7 +202,7 @@ func TestRaiseNotBegun(t *testing.T) {
 			func(s *fencedScene) { s.checked(int64(0)) },
 			[]error{sqllock.ErrLost},
 			"",
-			onLock(asked, check),
+			onLock(asked, peek, check),
 		},
 		{
 			"mint without a table there",
@@ -209,7 +210,7 @@ func TestRaiseNotBegun(t *testing.T) {
 			func(s *fencedScene) { s.fails(insert, number(1146)) },
 			[]error{sqllock.ErrNoTable},
 			"migrations.Fences()",
-			onLock(asked, check, mint),
+			onLock(asked, peek, check, mint),
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -233,10 +234,10 @@ func TestFencedStatements(t *testing.T) {
 	s.done(insert, 42)
 	f := s.raised(t)
 	s.work.works()
-	s.work.done(passes, 1)
+	s.work.done(passes, 1<<32)
 	s.work.ExpectCommit()
 	wantOutcome(t, f.Run(s.ctx, sell), nil)
-	s.log.sent(t, lines(onWork(asked, "BEGIN", update, asked), onLock(check), onWork(pass, asked, "COMMIT"))...)
+	s.log.sent(t, lines(onWork(asked, "BEGIN", update, asked), onLock(check), onWork(pass, asked, "COMMIT", abort))...)
 	if n := s.work.db.Stats().InUse; n != 0 {
 		t.Errorf("%d connections of the fence's pool are in use", n)
 	}
@@ -245,10 +246,10 @@ func TestFencedStatements(t *testing.T) {
 func TestEvidenceStatements(t *testing.T) {
 	s := newFencedScene(t, nil)
 	s.works()
-	s.done(insert, 1)
+	s.done(insert, 1<<32)
 	s.ExpectCommit()
 	wantOutcome(t, txguard.Run(s.ctx, s.lock, sell, txguard.WithEvidence(s.fence)), nil)
-	s.log.sent(t, onLock(asked, "BEGIN", update, asked, held, note, asked, "COMMIT")...)
+	s.log.sent(t, onLock(asked, "BEGIN", update, asked, held, note, asked, "COMMIT", abort)...)
 }
 
 func TestFencedNotBegun(t *testing.T) {
@@ -324,7 +325,7 @@ func TestFencedDeadConnection(t *testing.T) {
 	f := s.raised(t)
 	s.work.session().set(func(s *session) { s.dead = true })
 	s.work.works()
-	s.work.done(passes, 1)
+	s.work.done(passes, 1<<32)
 	s.work.ExpectCommit()
 	wantOutcome(t, f.Run(s.ctx, sell, txguard.MinTTL(time.Minute)), nil)
 	s.log.did(t, onWork("CLOSE", "BEGIN", update, pass, "COMMIT")...)
@@ -470,7 +471,7 @@ func TestSessionIsLeftInNoTransaction(t *testing.T) {
 	f := s.raised(t)
 	s.work.works()
 	s.work.ExpectCommit()
-	s.work.done(passes, 1)
+	s.work.done(passes, 1<<32)
 	err := f.Run(s.ctx, func(ctx context.Context, tx *sql.Tx) error {
 		err := sell(ctx, tx)
 		_ = tx.Commit()
@@ -544,7 +545,7 @@ func TestSettled(t *testing.T) {
 			txguard.ErrRolledBack,
 			`txguard: "job": rolled back: `,
 		},
-		{"not committed, the first one", func([]byte) [][]driver.Value { return nil }, txguard.ErrRolledBack, ""},
+		{"the row was removed", func([]byte) [][]driver.Value { return nil }, txguard.ErrUnknown, `the row of "job" in lock_fences was removed`},
 		{
 			"an id across two others",
 			func(id []byte) [][]driver.Value { return [][]driver.Value{{4, "0123" + string(id) + "4567"}} },
@@ -560,12 +561,21 @@ func TestSettled(t *testing.T) {
 				s.t.Fatalf("id %x, %v", id, err)
 			}
 			s.work.ExpectBegin()
-			rows := sqlmock.NewRows([]string{"seq", "commits"})
+			rows := sqlmock.NewRows([]string{"seq", "commits", "p"})
 			for _, r := range test.rows(id) {
-				rows.AddRow(r...)
+				rows.AddRow(append(r, 0)...)
 			}
 			s.work.ExpectQuery(look).WillReturnRows(rows)
+			if len(test.rows(id)) == 0 {
+				s.work.answer("SELECT "+place, 0)
+			}
 			s.work.ExpectRollback()
+		}
+		looks := func() []any {
+			if len(test.rows(nil)) == 0 {
+				return []any{"BEGIN", look, "SELECT " + place + " p", "ROLLBACK"}
+			}
+			return []any{"BEGIN", look, "ROLLBACK"}
 		}
 		examine := func(t *testing.T, err error) {
 			t.Helper()
@@ -584,21 +594,21 @@ func TestSettled(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := newFencedScene(t, nil)
 			s.works()
-			s.done(insert, 5)
+			s.done(insert, 5<<32)
 			s.ExpectCommit().WillReturnError(mysql.ErrInvalidConn)
 			s.at("COMMIT", func() { settles(s) })
 			examine(t, txguard.Run(s.ctx, s.lock, sell, txguard.WithEvidence(s.fence)))
-			s.log.did(t, lines(onLock("BEGIN", update, note, "COMMIT", "CLOSE"), onWork("BEGIN", look, "ROLLBACK"))...)
+			s.log.did(t, lines(onLock("BEGIN", update, note, "COMMIT", "CLOSE"), onWork(looks()...))...)
 		})
 		t.Run(test.name+", fenced", func(t *testing.T) {
 			s := newFencedScene(t, &leases{})
 			f := s.raised(t)
 			s.work.works()
-			s.work.done(passes, 5)
+			s.work.done(passes, 5<<32)
 			s.work.ExpectCommit().WillReturnError(mysql.ErrInvalidConn)
 			s.work.at("COMMIT", func() { settles(s) })
 			examine(t, f.Run(s.ctx, sell))
-			s.log.did(t, onWork("BEGIN", update, pass, "COMMIT", "CLOSE", "BEGIN", look, "ROLLBACK")...)
+			s.log.did(t, onWork(append([]any{"BEGIN", update, pass, "COMMIT", "CLOSE"}, looks()...)...)...)
 			if err := s.lock.Err(); err != nil {
 				t.Errorf("the lock, which is on another session, should go on: %v", err)
 			}
@@ -611,7 +621,7 @@ func TestNotSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFencedScene(t, nil)
 		s.works()
-		s.done(insert, 5)
+		s.done(insert, 5<<32)
 		s.ExpectCommit().WillReturnError(mysql.ErrInvalidConn)
 		s.work.setDown(errBroke)
 		s.at("COMMIT", func() { s.cancel(errStop) }) // which is not what ends the wait
@@ -636,7 +646,7 @@ func TestNotSettled(t *testing.T) {
 		}
 		s.work.setDown(nil)
 		s.work.ExpectBegin()
-		s.work.answer(look, 5, e.ID)
+		s.work.answer(look, 5, e.ID, 0)
 		s.work.ExpectRollback()
 		if committed, err := s.fence.Settle(t.Context(), *e); !committed || err != nil {
 			t.Errorf("settled later: %t, %v", committed, err)
@@ -685,7 +695,7 @@ func TestSettle(t *testing.T) {
 		w.refuse(look, number(1205))
 		w.ExpectRollback()
 		w.ExpectBegin()
-		w.answer(look, 5, "ABCDEFGH")
+		w.answer(look, 5, "ABCDEFGH", 0)
 		w.ExpectRollback()
 		start := time.Now()
 		committed, err := txguard.NewFence(w.db).Settle(t.Context(), txguard.Evidence{Key: "job", ID: []byte("ABCDEFGH"), Seq: 5})

@@ -45,7 +45,7 @@ func Run(ctx context.Context, lock *sqllock.Lock, fn Func, opts ...Option) error
 	if err != nil {
 		return &OutcomeError{Name: lock.Name(), Outcome: ErrNotBegun, Err: err}
 	}
-	return c.run(ctx, lock, fn)
+	return c.result(ctx, c.run(ctx, lock, fn))
 }
 
 // Do acquires name on a connection of db, waiting as [sqllock.Locker.Do] does, has
@@ -57,7 +57,7 @@ func Run(ctx context.Context, lock *sqllock.Lock, fn Func, opts ...Option) error
 // A function that needs the lock, to extend it or for its token, is run by Run
 // inside of Locker.Do.
 func Do(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string, fn Func, opts ...Option) error {
-	_, err := do(locker, name, fn, opts, func(f lockedFunc, c *config) error {
+	_, err := do(ctx, locker, name, fn, opts, func(f lockedFunc, c *config) error {
 		return locker.Do(ctx, db, name, f, c.lock...)
 	})
 	return err
@@ -67,7 +67,7 @@ func Do(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string, fn
 // it then returns false and no error. It returns true if fn has run, and true and
 // nil if the work was committed.
 func TryDo(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string, fn Func, opts ...Option) (ran bool, err error) {
-	return do(locker, name, fn, opts, func(f lockedFunc, c *config) error {
+	return do(ctx, locker, name, fn, opts, func(f lockedFunc, c *config) error {
 		_, err := locker.TryDo(ctx, db, name, f, c.lock...)
 		return err
 	})
@@ -75,7 +75,7 @@ func TryDo(ctx context.Context, locker *sqllock.Locker, db *sql.DB, name string,
 
 type lockedFunc = func(context.Context, *sqllock.Lock) error
 
-func do(locker *sqllock.Locker, name string, fn Func, opts []Option, under func(lockedFunc, *config) error) (ran bool, err error) {
+func do(ctx context.Context, locker *sqllock.Locker, name string, fn Func, opts []Option, under func(lockedFunc, *config) error) (ran bool, err error) {
 	c, err := configure(opts)
 	switch {
 	case err != nil:
@@ -88,26 +88,26 @@ func do(locker *sqllock.Locker, name string, fn Func, opts []Option, under func(
 		return false, &OutcomeError{Name: name, Outcome: ErrNotBegun, Err: err}
 	}
 	locked := false
-	var result error
+	var e *OutcomeError
 	err = under(func(ctx context.Context, lock *sqllock.Lock) error {
 		locked = true
-		result = c.run(ctx, lock, func(ctx context.Context, tx *sql.Tx) error {
+		e = c.run(ctx, lock, func(ctx context.Context, tx *sql.Tx) error {
 			ran = true
 			return fn(ctx, tx)
 		})
-		return result
+		return nil
 	}, c)
 	switch {
 	case locked:
-		return ran, result
+		return ran, c.result(ctx, e)
 	case err != nil:
 		return false, &OutcomeError{Name: name, Outcome: ErrNotBegun, Err: err}
 	}
 	return false, nil
 }
 
-// run is Run with the options as they are.
-func (c *config) run(ctx context.Context, lock *sqllock.Lock, fn Func) error {
+// run is Run with the options as they are, and without settling.
+func (c *config) run(ctx context.Context, lock *sqllock.Lock, fn Func) *OutcomeError {
 	w := &work{config: c, lock: lock, conn: lock.Conn(), fn: fn}
 	w.over = sqllock.InTx{Conn: lock.Conn()}
 	if c.fence != nil {
@@ -118,15 +118,29 @@ func (c *config) run(ctx context.Context, lock *sqllock.Lock, fn Func) error {
 	if err := w.possible(ctx); err != nil {
 		return w.fail(ErrNotBegun, err)
 	}
-	return result(w.run(ctx))
+	return w.run(ctx)
 }
 
-// result makes an error of what is one.
-func result(e *OutcomeError) error {
+// result makes an error of what is one, after looking up what became of a COMMIT whose
+// answer was lost. That takes a connection, so the one that was lost has to have been
+// given back, if it is ours.
+func (c *config) result(ctx context.Context, e *OutcomeError) error {
 	if e == nil {
 		return nil
 	}
-	return e
+	if e.Outcome != ErrUnknown || e.Evidence == nil { //nolint:errorlint // that of this transaction
+		return e
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
+	committed, err := c.fence.settle(ctx, *e.Evidence)
+	switch {
+	case err != nil:
+		return &OutcomeError{e.Name, ErrUnknown, fmt.Errorf("%w; %w", e.Err, err), e.Evidence}
+	case committed:
+		return nil
+	}
+	return &OutcomeError{Name: e.Name, Outcome: ErrRolledBack, Err: e.Err}
 }
 
 // work is a guarded transaction under way.
@@ -186,10 +200,12 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// transient reports whether the same transaction may succeed next time. The server
-// has rolled it back then.
-func transient(err error) bool {
-	switch userlock.Number(err) {
+// transient reports whether the same transaction may succeed next time.
+func transient(err error) bool { return endsTransaction(userlock.Number(err)) }
+
+// endsTransaction reports whether the server rolls back with an error of that number.
+func endsTransaction(number uint16) bool {
+	switch number {
 	case 1213, // ER_LOCK_DEADLOCK
 		1020: // ER_CHECKREAD: MariaDB's innodb_snapshot_isolation
 		return true
@@ -212,6 +228,8 @@ func (w *work) possible(ctx context.Context) error {
 		return ended(ctx)
 	case w.minTTL > 0 && w.lock.Remaining() == math.MaxInt64:
 		return fmt.Errorf("%w: MinTTL was asked for, and the lock has no TTL", sqllock.ErrUnsupported)
+	case w.minTTL > w.lock.Remaining():
+		return fmt.Errorf("%w: %v, and MinTTL asks for %v at the end", sqllock.ErrTTLTooShort, w.lock.Remaining(), w.minTTL)
 	}
 	return nil
 }

@@ -36,6 +36,8 @@ const (
 	update  = "UPDATE stock SET n=n-1"
 	check   = "SELECT IS_USED_LOCK(X'6a6f62')=CONNECTION_ID() v"
 	held    = "SET @go_sqllock=18446744073709551615+(1-(IS_USED_LOCK(X'6a6f62')<=>CONNECTION_ID()))"
+	peek    = "SELECT token FROM `lock_fences` WHERE name=_latin1 X'6a6f62' FOR UPDATE NOWAIT"
+	errs    = "SHOW ERRORS LIMIT 1"
 	abort   = "ROLLBACK AND NO CHAIN"
 	auto    = "SET autocommit=1"
 	unlock  = "UNLOCK TABLES"
@@ -104,7 +106,7 @@ func (l *wireLog) did(t *testing.T, want ...string) {
 			statement = line
 		}
 		switch statement {
-		case version, inside, inMaria, check, held, abort, auto, unlock:
+		case version, inside, inMaria, check, held, errs, abort, auto, unlock:
 			return false
 		}
 		return true
@@ -304,6 +306,7 @@ type session struct {
 	rows   bool       // rows of a query are open
 	closed bool
 	dead   bool   // the server has ended it, which a statement finds out
+	failed uint16 // the error of the last statement of the caller
 	valid  func() // called when the driver is asked whether the session is usable
 }
 
@@ -350,16 +353,28 @@ func (s *session) answered(err error) error {
 	if err != nil && strings.Contains(err.Error(), "not expected") {
 		s.w.t.Error(err)
 	}
-	switch userlock.Number(err) {
+	number := userlock.Number(err)
+	s.set(func(s *session) { s.failed = number })
+	switch number {
 	case 1213, 1020: // the server has rolled back
 		s.set(func(s *session) { s.open = false })
 	}
 	return err
 }
 
+// last is the error of the last statement.
+func (s *session) last() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return int64(s.failed)
+}
+
 func (s *session) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	if err := s.send(query); err != nil {
 		return nil, err
+	}
+	if strings.HasSuffix(query, " FOR UPDATE NOWAIT") {
+		return &row{values: []driver.Value{int64(1)}}, nil
 	}
 	switch query {
 	case version:
@@ -372,6 +387,8 @@ func (s *session) QueryContext(ctx context.Context, query string, args []driver.
 			return nil, err
 		}
 		return &row{values: []driver.Value{held}}, nil
+	case errs:
+		return &row{values: []driver.Value{"Error", s.last(), "as the server puts it"}}, nil
 	case release:
 		return &row{values: []driver.Value{int64(1)}}, nil
 	}
@@ -644,18 +661,18 @@ func TestRunStatements(t *testing.T) {
 		opts   []txguard.Option
 		want   []string
 	}{
-		{"MySQL", func(*wire) {}, nil, lines(asked, "BEGIN", update, asked, held, asked, "COMMIT")},
+		{"MySQL", func(*wire) {}, nil, lines(asked, "BEGIN", update, asked, held, asked, "COMMIT", abort)},
 		{
 			"MariaDB",
 			func(w *wire) { w.version = "10.11.19-MariaDB" },
 			nil,
-			[]string{version, inMaria, "BEGIN", update, version, inMaria, held, version, inMaria, "COMMIT"},
+			[]string{version, inMaria, "BEGIN", update, version, inMaria, held, version, inMaria, "COMMIT", abort},
 		},
 		{
 			"options of the transaction",
 			func(*wire) {},
 			[]txguard.Option{txguard.WithTxOptions(sql.TxOptions{Isolation: sql.LevelReadCommitted, ReadOnly: true})},
-			lines(asked, "BEGIN READ ONLY Read Committed", update, asked, held, asked, "COMMIT"),
+			lines(asked, "BEGIN READ ONLY Read Committed", update, asked, held, asked, "COMMIT", abort),
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -684,7 +701,7 @@ func TestDoStatements(t *testing.T) {
 		t.Fatalf("acquired by %q", got)
 	}
 	w.log.lines = got[2:]
-	w.log.sent(t, lines(asked, "BEGIN", update, asked, held, asked, "COMMIT", release)...)
+	w.log.sent(t, lines(asked, "BEGIN", update, asked, held, asked, "COMMIT", abort, release)...)
 	if n := w.db.Stats().InUse; n != 0 {
 		t.Errorf("%d connections are in use", n)
 	}
@@ -1170,7 +1187,7 @@ func TestUnguarded(t *testing.T) {
 				return func(ctx context.Context, tx *sql.Tx) error { _ = sell(ctx, tx); return sell(ctx, tx) }
 			},
 			nil,
-			"by a deadlock whose error was not returned",
+			"such as a deadlock, and was not returned",
 			[]string{"BEGIN", update, update, "ROLLBACK"},
 		},
 		{
@@ -1361,7 +1378,7 @@ func TestRetryPauses(t *testing.T) {
 		}
 		var begun []time.Time
 		err := txguard.Run(s.ctx, s.lock, func(context.Context, *sql.Tx) error {
-			s.session().set(func(s *session) { s.open = false })
+			s.session().set(func(s *session) { s.open, s.failed = false, 1213 })
 			begun = append(begun, time.Now())
 			return number(1213)
 		}, txguard.Retries(retries))
@@ -1478,13 +1495,13 @@ func TestReleaseWaitsForCommit(t *testing.T) {
 	log.did(t, "BEGIN", update, "COMMIT", "committed", "release")
 }
 
-// waits reports whether a goroutine in function waits for a mutex.
+// waits reports whether a goroutine in function waits to be woken.
 func waits(function string) bool {
 	stacks := make([]byte, 1<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]
 	for g := range strings.SplitSeq(string(stacks), "\n\n") {
 		head, _, _ := strings.Cut(g, "\n")
-		if strings.Contains(head, "[sync.RWMutex.Lock") && strings.Contains(g, function) {
+		if strings.Contains(head, "[sync.Cond.Wait") && strings.Contains(g, function) {
 			return true
 		}
 	}

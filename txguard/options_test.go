@@ -72,10 +72,10 @@ func TestOutcomeError(t *testing.T) {
 func TestTextsSayItOnce(t *testing.T) {
 	s := newFencedScene(t, nil)
 	s.works()
-	s.done(insert, 5)
+	s.done(insert, 5<<32)
 	s.ExpectCommit().WillReturnError(errBroke)
 	s.work.ExpectBegin()
-	s.work.answer(look, 99, "")
+	s.work.answer(look, 99, "", 0)
 	s.work.ExpectRollback()
 	err := txguard.Run(s.ctx, s.lock, sell, txguard.WithEvidence(s.fence))
 	wantOutcome(t, err, txguard.ErrUnknown)
@@ -117,7 +117,7 @@ func TestNewFence(t *testing.T) {
 		if _, err := txguard.NewFence(w.db, txguard.WithTable(name)).Sweep(t.Context(), time.Second); err != nil {
 			t.Error(err)
 		}
-		w.log.sent(t, "DELETE FROM "+quoted+" WHERE updated<UNIX_TIMESTAMP()-1")
+		w.log.sent(t, "DELETE FROM "+quoted+" WHERE name>='' AND updated<UNIX_TIMESTAMP()-1")
 	}
 }
 

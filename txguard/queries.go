@@ -3,6 +3,7 @@ package txguard
 import (
 	"encoding/hex"
 	"strconv"
+	"strings"
 
 	"github.com/sqllock/go-sqllock/internal/userlock"
 )
@@ -34,29 +35,50 @@ func (f *Fence) raiseQuery(key string, token int64) string {
 	return f.upsert(key, "LAST_INSERT_ID("+num(token)+")", "0", "''", "token=LAST_INSERT_ID(GREATEST(token,"+num(token)+"))")
 }
 
-// added is the assignment that adds the id of a commit to a row, whose number it
-// returns as the insert id.
-func added(id []byte) string {
-	return "seq=LAST_INSERT_ID(seq+1),commits=LEFT(CONCAT(X'" + hex.EncodeToString(id) + "',commits)," + num(kept*idSize) + ")"
+// place is a number of the database that a statement runs on, in 32 bits. It keeps a
+// row of another database, or of another server, from being taken for the one that
+// evidence was written to.
+func (f *Fence) place() string {
+	if strings.Contains(f.name, ".") {
+		return "CRC32(CONCAT_WS('/',@@hostname,@@port))"
+	}
+	return "CRC32(CONCAT_WS('/',@@hostname,@@port,DATABASE()))"
+}
+
+// numbered is a number for the column seq, which goes to the client as the upper half
+// of the insert id, and the place as the lower.
+func (f *Fence) numbered(seq string) string {
+	return "LAST_INSERT_ID((" + seq + "<<32)|" + f.place() + ")>>32"
+}
+
+// added is the assignment that adds the id of a commit to a row.
+func (f *Fence) added(id []byte) string {
+	return "seq=" + f.numbered("(seq+1)") + ",commits=LEFT(CONCAT(X'" + hex.EncodeToString(id) + "',commits)," + num(kept*idSize) + ")"
 }
 
 // noteQuery writes evidence, whatever the token.
 func (f *Fence) noteQuery(key string, id []byte) string {
-	return f.upsert(key, "0", "LAST_INSERT_ID(1)", "X'"+hex.EncodeToString(id)+"'", added(id))
+	return f.upsert(key, "0", f.numbered("1"), "X'"+hex.EncodeToString(id)+"'", f.added(id))
 }
 
 // passQuery writes evidence if no greater token has been raised, and locks the row
 // until the transaction ends. There is no insert id if it finds no row.
 func (f *Fence) passQuery(key string, token int64, id []byte) string {
-	return "UPDATE " + f.table + " SET " + added(id) + ",session=CONNECTION_ID(),updated=UNIX_TIMESTAMP() WHERE name=" + text(key) + " AND token=" + num(token)
+	return "UPDATE " + f.table + " SET " + f.added(id) + ",session=CONNECTION_ID(),updated=UNIX_TIMESTAMP() WHERE name=" + text(key) + " AND token=" + num(token)
 }
 
 // lookQuery reads what has been committed, after waiting for what is about to be.
 func (f *Fence) lookQuery(key string) string {
-	return "SELECT seq,commits FROM " + f.table + " WHERE name=" + text(key) + " FOR UPDATE"
+	return "SELECT seq,commits," + f.place() + " p FROM " + f.table + " WHERE name=" + text(key) + " FOR UPDATE"
 }
 
-// sweepQuery removes rows by the server's clock.
+// peekQuery fails at once if somebody has locked the row. It changes nothing.
+func (f *Fence) peekQuery(key string) string {
+	return "SELECT token FROM " + f.table + " WHERE name=" + text(key) + " FOR UPDATE NOWAIT"
+}
+
+// sweepQuery removes rows by the server's clock. The first condition is for
+// sql_safe_updates.
 func (f *Fence) sweepQuery(seconds int64) string {
-	return "DELETE FROM " + f.table + " WHERE updated<UNIX_TIMESTAMP()-" + num(seconds)
+	return "DELETE FROM " + f.table + " WHERE name>='' AND updated<UNIX_TIMESTAMP()-" + num(seconds)
 }

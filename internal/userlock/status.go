@@ -3,7 +3,9 @@ package userlock
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"reflect"
+	"strconv"
 	"sync"
 
 	"github.com/sqllock/go-sqllock/internal/session"
@@ -64,6 +66,21 @@ func Refresh(ctx context.Context, s *session.Session) (Status, error) {
 	_, err := Exec(ctx, s, "DO 0")
 	st, _ := Known(s)
 	return st, err
+}
+
+// LastError returns the number of the error of the last statement on the session, 0
+// if it had none, in one round trip.
+func LastError(ctx context.Context, s *session.Session) (uint16, error) {
+	var level, number, text sql.NullString
+	err := Ask(ctx, s, "SHOW ERRORS LIMIT 1", &level, &number, &text)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(number.String, 10, 16)
+	return uint16(n), err
 }
 
 // AskStatus asks the server, in two round trips.
