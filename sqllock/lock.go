@@ -67,7 +67,7 @@ func (l *Lock) Use(f func(conn *sql.Conn) error) error {
 		l.inUse = false
 	}()
 	l.asking.Lock()   // what is being asked is answered first
-	l.asking.Unlock() //nolint:staticcheck // nothing is asked from now on
+	l.asking.Unlock() //nolint:staticcheck,gocritic // nothing is asked from now on
 	return f(l.conn)
 }
 
@@ -284,7 +284,8 @@ func (l *Lock) WhileHeld(ctx context.Context, q Querier, atLeast time.Duration, 
 	defer func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.deciding--; l.deciding == 0 {
+		l.deciding--
+		if l.deciding == 0 {
 			l.decided.Broadcast()
 		}
 	}()
