@@ -32,7 +32,8 @@
 //
 // # Protocol: fenced
 //
-//	mint     for a lock without a token, once, on its session: INSERT … ON DUPLICATE KEY
+//	mint     for a lock without a token, once, on its session: SELECT … FOR UPDATE NOWAIT
+//	         until nobody has the row locked, then INSERT … ON DUPLICATE KEY
 //	         UPDATE token = the greater of token+1 and the clock in microseconds
 //	raise    once, over the pool of the fence, in a transaction of its own:
 //	         INSERT … ON DUPLICATE KEY UPDATE token = the greater of token and ours
@@ -87,7 +88,8 @@
 // # Evidence
 //
 // A row of lock_fences keeps the ids of the last 64 commits under its name, and their
-// number. So it can be told whether a transaction is among them, or was not committed,
+// number; the evidence says which number its commit would have, and on which server and
+// database it was written. So it can be told whether a transaction is among them, or was not committed,
 // or that too many have come since. There is one row for a name for ever; [Fence.Sweep]
 // is for names that are made up as one goes.
 //
@@ -96,10 +98,12 @@
 //   - Undo what the function does outside of the transaction: other connections, files,
 //     HTTP. The token ([Fenced.Token], [sqllock.Lock.Token]) can be passed on, for the
 //     other side to refuse what comes with a smaller one than it has seen.
-//   - See START TRANSACTION or BEGIN sent as a statement by the function, or a procedure
-//     that leaves such a transaction open: it commits what was before, and looks
-//     the same afterwards. To notice would cost two round trips more. What comes after
-//     it is guarded.
+//   - See START TRANSACTION, BEGIN, COMMIT AND CHAIN or ROLLBACK AND CHAIN sent as a
+//     statement by the function, or a procedure that leaves such a transaction open: it
+//     ends what was before, and looks the same afterwards. To notice would cost two
+//     round trips more. What comes after it is guarded.
+//   - Tell a deadlock inside of DDL, or of a procedure that commits, from one that
+//     rolls back.
 //   - Guard tables without transactions (MyISAM), whose changes stay, and XA: prepared
 //     work survives the end of its session, and must not be done in a function.
 //   - Bound the wait for the answers to BEGIN, COMMIT and ROLLBACK, which database/sql

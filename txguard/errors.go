@@ -21,7 +21,9 @@ var (
 	// committed. The reason is matchable beside it: [sqllock.ErrLost],
 	// [sqllock.ErrNotHeld] if the lock was released meanwhile,
 	// [sqllock.ErrTTLTooShort], [sqllock.ErrUnknown] if the server could not be
-	// asked, the error of the ctx, or the error that the function returned.
+	// asked, the error of the ctx, or the error that the function returned. If the
+	// connection broke during a statement that commits implicitly, that has
+	// committed, which can't be known then.
 	ErrRolledBack = errors.New("txguard: rolled back")
 
 	// ErrUnguarded: the transaction had ended before the lock was checked. What the

@@ -65,7 +65,8 @@ func MinTTL(d time.Duration) Option {
 // after a deadlock or a serialization failure that has rolled the transaction back
 // (errors 1213 and 1020), if the lock is still held, after a short pause. The function
 // has to return the error of the statement, wrapped or not. What it does outside of
-// the transaction happens again. n must not be negative.
+// the transaction happens again. It is not for functions with statements that commit
+// implicitly. n must not be negative.
 func Retries(n int) Option {
 	return option(func(c *config) error {
 		if n < 0 {
@@ -79,7 +80,8 @@ func Retries(n int) Option {
 // WithEvidence has the transaction of [Run], [Do] and [TryDo] write its id into the
 // fence table f, which must be in the database that the lock's session works on. If
 // the answer to COMMIT is lost, it is looked up there, over the pool of f, whether
-// it was committed. It costs one round trip more. Fenced transactions always do so.
+// it was committed; if that is another server or database, the outcome stays unknown. It
+// costs one round trip more. Fenced transactions always do so.
 func WithEvidence(f *Fence) Option {
 	return option(func(c *config) error {
 		if f == nil {

@@ -28,12 +28,15 @@ func main() {
 		exit(torture.Process(context.Background(), os.Stdin, os.Stdout))
 	}
 	seed := flag.Uint64("seed", 0, "what to do when is drawn from it; 0 for a random one")
-	duration := flag.Duration("duration", time.Minute, "how long, on each server")
+	duration := flag.Duration("duration", time.Minute, "how long, on each server: a number with a unit, as 90s or 5m")
 	server := flag.String("server", "", "mysql or mariadb; both if empty")
 	control := flag.Bool("control", false, "without the guard, which has to fail")
 	processes := flag.Int("processes", 10, "how many on a server")
 	journal := flag.String("journal", "", "a file for what the processes were told")
 	flag.Parse()
+	if *duration <= 0 || *processes <= 0 {
+		exit(fmt.Errorf("the duration (%v) and the number of processes (%d) must be positive", *duration, *processes))
+	}
 	if *seed == 0 {
 		*seed = rand.Uint64()
 	}
