@@ -438,3 +438,29 @@ func TestGuardForeignDeadlock(t *testing.T) {
 		release(t, l)
 	})
 }
+
+// TestGuardPanicIsTidied: what the function has done to the session is undone, too.
+func TestGuardPanicIsTidied(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := guardDB(t, s)
+		l := acquire(t, sqllock.New(mysqlnamed.New()), conn(t, db), lockName("panic"))
+		for _, statement := range []string{"LOCK TABLES work WRITE", "SET autocommit=0"} {
+			func() {
+				defer func() { _ = recover() }()
+				_ = txguard.Run(t.Context(), l, func(_ context.Context, tx *sql.Tx) error {
+					do(t, tx, statement)
+					panic(statement)
+				})
+			}()
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			if _, err := db.ExecContext(ctx, "UPDATE work SET n=n+1 WHERE id=1"); err != nil {
+				t.Errorf("another session, after %s: %v", statement, err)
+			}
+			cancel()
+			if err := txguard.Run(t.Context(), l, increment); err != nil {
+				t.Errorf("the next transaction, after %s: %v", statement, err)
+			}
+		}
+		release(t, l)
+	})
+}

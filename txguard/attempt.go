@@ -55,7 +55,7 @@ func (w *work) transaction(ctx context.Context) *OutcomeError {
 	returned := false
 	defer func() {
 		if !returned {
-			_ = w.undo(ctx, tx, nil, errPanic) // the panic goes on
+			_ = w.undo(ctx, tx, errPanic, nil) // the panic goes on; the session is left tidy
 		}
 	}()
 	err = w.fn(fnCtx, tx)
