@@ -8,9 +8,7 @@ import (
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
-// text returns ASCII text as a literal that means the same under every sql_mode,
-// and is compared as the column it is compared with.
-func text(s string) string { return "_latin1 " + userlock.Literal(s) }
+func text(s string) string { return userlock.Text(s) }
 
 func num(n int64) string { return strconv.FormatInt(n, 10) }
 
@@ -19,9 +17,7 @@ const (
 	// not serve; its hex digits travel, so that no character set can change it.
 	kindExpr = "CONCAT_WS('/',@@hostname,@@port,DATABASE())"
 
-	// micros is the server's clock when the statement began. UNIX_TIMESTAMP has
-	// no ambiguous hour in autumn, as local times have.
-	micros = "(UNIX_TIMESTAMP()*1000000+MICROSECOND(NOW(6)))"
+	micros = userlock.Micros
 
 	// ownMicros is the clock when it is evaluated, which is after the doorbell
 	// has been taken in the same statement: a statement that began earlier may

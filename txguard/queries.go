@@ -8,26 +8,19 @@ import (
 	"github.com/sqllock/go-sqllock/internal/userlock"
 )
 
-// now is the server's clock in microseconds; UNIX_TIMESTAMP has no ambiguous hour
-// in autumn, as local times have.
-const now = "(UNIX_TIMESTAMP()*1000000+MICROSECOND(NOW(6)))"
-
-// text returns ASCII text as a literal that means the same under every sql_mode.
-func text(s string) string { return "_latin1 " + userlock.Literal(s) }
-
 func num(n int64) string { return strconv.FormatInt(n, 10) }
 
 // upsert writes a row of key, or the assignments to the one that is there; one of
 // them gives the number that goes to the client as the insert id.
 func (f *Fence) upsert(key, token, seq, commits, assignments string) string {
-	return "INSERT INTO " + f.table + " (name,token,seq,commits,session,updated) VALUES (" + text(key) + "," + token + "," + seq + "," + commits +
+	return "INSERT INTO " + f.table + " (name,token,seq,commits,session,updated) VALUES (" + userlock.Text(key) + "," + token + "," + seq + "," + commits +
 		",CONNECTION_ID(),UNIX_TIMESTAMP()) ON DUPLICATE KEY UPDATE " + assignments + ",session=CONNECTION_ID(),updated=UNIX_TIMESTAMP()"
 }
 
 // mintQuery makes a token greater than every one of key before. The clock is for
 // rows that have been swept.
 func (f *Fence) mintQuery(key string) string {
-	return f.upsert(key, "LAST_INSERT_ID("+now+")", "0", "''", "token=LAST_INSERT_ID(GREATEST(token+1,"+now+"))")
+	return f.upsert(key, "LAST_INSERT_ID("+userlock.Micros+")", "0", "''", "token=LAST_INSERT_ID(GREATEST(token+1,"+userlock.Micros+"))")
 }
 
 // raiseQuery returns the greatest token that has been raised, this one included.
@@ -64,17 +57,17 @@ func (f *Fence) noteQuery(key string, id []byte) string {
 // passQuery writes evidence if no greater token has been raised, and locks the row
 // until the transaction ends. There is no insert id if it finds no row.
 func (f *Fence) passQuery(key string, token int64, id []byte) string {
-	return "UPDATE " + f.table + " SET " + f.added(id) + ",session=CONNECTION_ID(),updated=UNIX_TIMESTAMP() WHERE name=" + text(key) + " AND token=" + num(token)
+	return "UPDATE " + f.table + " SET " + f.added(id) + ",session=CONNECTION_ID(),updated=UNIX_TIMESTAMP() WHERE name=" + userlock.Text(key) + " AND token=" + num(token)
 }
 
 // lookQuery reads what has been committed, after waiting for what is about to be.
 func (f *Fence) lookQuery(key string) string {
-	return "SELECT seq,commits," + f.place() + " p FROM " + f.table + " WHERE name=" + text(key) + " FOR UPDATE"
+	return "SELECT seq,commits," + f.place() + " p FROM " + f.table + " WHERE name=" + userlock.Text(key) + " FOR UPDATE"
 }
 
 // peekQuery fails at once if somebody has locked the row. It changes nothing.
 func (f *Fence) peekQuery(key string) string {
-	return "SELECT token FROM " + f.table + " WHERE name=" + text(key) + " FOR UPDATE NOWAIT"
+	return "SELECT token FROM " + f.table + " WHERE name=" + userlock.Text(key) + " FOR UPDATE NOWAIT"
 }
 
 // sweepQuery removes rows by the server's clock. The first condition is for

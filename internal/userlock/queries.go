@@ -20,6 +20,13 @@ func Literal(key string) string {
 	return "X'" + hex.EncodeToString([]byte(key)) + "'"
 }
 
+// Text is Literal for text that is compared as the column it is compared with.
+func Text(s string) string { return "_latin1 " + Literal(s) }
+
+// Micros is the server's clock when the statement began, in microseconds.
+// UNIX_TIMESTAMP has no ambiguous hour in autumn, as local times have.
+const Micros = "(UNIX_TIMESTAMP()*1000000+MICROSECOND(NOW(6)))"
+
 // GetLock finds re-entry in the statement that acquires: both servers evaluate
 // one branch of IF only.
 func GetLock(n, timeout string) string {
