@@ -76,6 +76,43 @@ type Breaker interface {
 	Break(ctx context.Context, db *sql.DB, key string) (Holder, error)
 }
 
+// Watcher is a Backend that can be asked about many grants at a time, which [Pool]
+// does at its interval.
+type Watcher interface {
+	Backend
+
+	// Watch asks over q, any session of the same server, which of the grants are
+	// still held by their sessions. It takes one statement for a hundred grants or so,
+	// and returns one answer for each, or an error when it can't tell. As with
+	// Holder, ctx cuts nothing short on a *sql.Conn.
+	Watch(ctx context.Context, q Querier, grants []Grant) (held []bool, err error)
+}
+
+// Passer is a Backend whose grants can go to the next one who waits in the same
+// process without being released.
+type Passer interface {
+	Backend
+
+	// Pass makes of g, which the session under conn holds outside of a transaction,
+	// the grant of its next tenant, who asks for req: with a token that is greater
+	// and the TTL of req, where the backend has such. It returns an error that
+	// matches ErrLost when g had ended. After another error g may still be held, and
+	// is to be released.
+	Pass(ctx context.Context, conn *sql.Conn, g Grant, req Request) (Grant, error)
+}
+
+// GroupAcquirer is a Backend that acquires several keys at once in fewer round
+// trips than one by one.
+type GroupAcquirer interface {
+	Backend
+
+	// AcquireAll is Acquire for all of reqs, which do not wait and have different
+	// keys, or for none: after an error the session holds none of them that it had
+	// not held before. It returns ErrBusy if any of them is not to be had, held by
+	// this session or another.
+	AcquireAll(ctx context.Context, conn *sql.Conn, reqs []Request) ([]Grant, error)
+}
+
 // Request says what to acquire, and how.
 type Request struct {
 	Key     string        // as made by [Key]
