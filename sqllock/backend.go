@@ -119,6 +119,8 @@ type Request struct {
 	Wait    bool          // wait while another session holds it
 	TTL     time.Duration // how long to hold it, for a Leaser; 0 for its default
 	Observe func(Event)   // takes what happens on the way; never nil, must not block
+
+	pooled // what a Pool does with the lock
 }
 
 // Grant identifies one acquisition of a key.
@@ -161,24 +163,6 @@ type Holder struct {
 	Expires  time.Time
 	TimeLeft time.Duration
 }
-
-// Event is something that happened to a lock beside what its callers are told.
-type Event struct {
-	Kind   EventKind
-	Name   string // of the lock, as the caller gave it
-	Holder Holder // whom it was taken from, for TakenOver and Killed
-	Err    error  // what was wrong, for Repaired
-}
-
-// EventKind is a kind of Event.
-type EventKind string
-
-// The kinds of events.
-const (
-	TakenOver EventKind = "taken over" // what a holder had left behind was removed
-	Killed    EventKind = "killed"     // the session of a holder whose TTL was over was ended
-	Repaired  EventKind = "repaired"   // a damaged lock table was repaired
-)
 
 // Querier is what *sql.DB, *sql.Conn and *sql.Tx have in common as far as the
 // backends need it.

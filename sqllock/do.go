@@ -83,58 +83,79 @@ func (k *Locker) do(ctx context.Context, db *sql.DB, name string, acquire acquir
 	}
 }
 
-// conn takes a connection from db. Its errors are read by people who wonder
-// which of their pools is empty.
+// conn takes a connection from db.
 func (k *Locker) conn(ctx context.Context, db *sql.DB, name string) (*sql.Conn, error) {
-	fail := func(err error) (*sql.Conn, error) { return nil, &OpError{Op: "do", Name: name, Err: err} }
+	conn, err := connOf(ctx, db)
+	if err != nil {
+		return nil, &OpError{Op: "do", Name: name, Err: err}
+	}
+	return conn, nil
+}
+
+// connOf takes a connection from db. Its errors are read by people who wonder
+// which of their pools is empty.
+func connOf(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 	if db == nil {
-		return fail(errNilDB)
+		return nil, errNilDB
 	}
 	if ctx.Err() != nil {
-		return fail(endOf(ctx))
+		return nil, endOf(ctx)
 	}
 	conn, err := db.Conn(ctx)
 	if err == nil {
 		return conn, nil
 	}
-	if s := db.Stats(); ctx.Err() != nil && s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
-		return fail(fmt.Errorf("no connection for the lock: all %d of the pool (MaxOpenConns) were in use: %w",
-			s.MaxOpenConnections, endOf(ctx)))
+	if ctx.Err() != nil && allInUse(db) {
+		return nil, fmt.Errorf("no connection for the lock: all %d of the pool (MaxOpenConns) were in use: %w",
+			db.Stats().MaxOpenConnections, endOf(ctx))
 	}
-	return fail(fmt.Errorf("no connection for the lock: %w", err))
+	return nil, fmt.Errorf("no connection for the lock: %w", err)
+}
+
+func allInUse(db *sql.DB) bool {
+	s := db.Stats()
+	return s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections
+}
+
+// run runs fn under a lock that is held, watches it, and releases it.
+func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *Lock) error) error {
+	stopWatch := k.watch(ctx, lock)
+	return lock.run(ctx, fn, stopWatch)
 }
 
 // run runs fn under a lock that is held, and releases it.
-func (k *Locker) run(ctx context.Context, lock *Lock, fn func(context.Context, *Lock) error) (err error) {
-	fnCtx, cancel := lock.Context(ctx)
-	stopWatch := k.watch(ctx, lock)
+func (l *Lock) run(ctx context.Context, fn func(context.Context, *Lock) error, before func()) (err error) {
+	fnCtx, cancel := l.Context(ctx)
 	defer func() {
 		cause := context.Cause(fnCtx)
 		cancel()
-		stopWatch()
-		released := lock.Release(ctx)
-		switch {
-		case released == nil || errors.Is(released, ErrNotHeld):
-		case err == nil || err == cause: //nolint:errorlint // the cause as it is adds nothing
-			err = released
-		default:
-			err = fmt.Errorf("%w; the function returned: %w", released, err)
-		}
+		before()
+		err = both(l.Release(ctx), err, cause)
 	}()
-	return fn(fnCtx, lock)
+	return fn(fnCtx, l)
 }
 
-// look is Check for the watch. Where the server could not be asked, or the session
-// is in use, the next tick asks again.
-func (l *Lock) look(ctx context.Context) {
+// both makes one error of that of the release and that of the function, whose ctx
+// may have ended for a cause.
+func both(released, err, cause error) error {
+	switch {
+	case released == nil || errors.Is(released, ErrNotHeld):
+		return err
+	case err == nil || err == cause: //nolint:errorlint // the cause as it is adds nothing
+		return released
+	}
+	return fmt.Errorf("%w; the function returned: %w", released, err)
+}
+
+// look is Check for a watch, and reports whether the server has answered. Where it
+// could not be asked, or the session is in use, the watch asks again later.
+func (l *Lock) look(ctx context.Context) bool {
 	l.asking.Lock()
 	defer l.asking.Unlock()
 	l.mu.Lock()
 	inUse := l.inUse
 	l.mu.Unlock()
-	if !inUse {
-		_ = l.Check(ctx) // it is remembered
-	}
+	return !inUse && l.Check(ctx) == nil // a loss is remembered
 }
 
 // watch finds out when lock is lost, which ends it. A function that is done

@@ -73,6 +73,16 @@ var (
 	// asked for. The lock is still held.
 	ErrTTLTooShort = errors.New("sqllock: too little of the TTL is left")
 
+	// ErrClosed is returned by the calls on a [Pool] that has been closed, or is
+	// closed while they wait. Nothing has been acquired.
+	ErrClosed = errors.New("sqllock: the Pool is closed")
+
+	// ErrPoolTooSmall is returned by the calls on a [Pool] that has too few
+	// connections for what is asked: at once where waiting could not help, else
+	// with the error of the ctx that has ended. The text says who has them. Nothing
+	// has been acquired.
+	ErrPoolTooSmall = errors.New("sqllock: too few connections for this lock")
+
 	// ErrInvalidName is returned for a name that can't be locked. Nothing has
 	// been sent to the server.
 	ErrInvalidName = errors.New("sqllock: invalid lock name")

@@ -11,8 +11,13 @@ import (
 	"time"
 )
 
-// errReleased is how a lock ends that was released.
-var errReleased = fmt.Errorf("%w: it has been released", ErrNotHeld)
+var (
+	// errReleased is how a lock ends that was released.
+	errReleased = fmt.Errorf("%w: it has been released", ErrNotHeld)
+
+	// errExpired is how a lock of a Pool ends whose time is over.
+	errExpired = fmt.Errorf("%w: its TTL is over", ErrLost)
+)
 
 // Lock is a handle on one acquisition of a name. It is safe for concurrent use.
 // Its calls share the conn with the caller's statements: they wait for one that
@@ -24,6 +29,8 @@ type Lock struct {
 	conn   *sql.Conn
 	handle handle
 	name   string
+	since  time.Time // of the grant
+	tenure *tenure   // in the Pool that it is of, nil for a Locker's
 	done   chan struct{}
 
 	extending sync.Mutex // held across an Extend
@@ -45,15 +52,27 @@ func (l *Lock) Name() string { return l.name }
 
 // Conn returns the conn that the lock was acquired on. A transaction on it can't
 // outlive the lock; package txguard makes more of that. In the function of a Do it
-// is to be used inside [Lock.Use].
-func (l *Lock) Conn() *sql.Conn { return l.conn }
+// is to be used inside [Lock.Use]. It is nil for a lock of a [Pool] that was acquired
+// without [OwnSession]: other locks may be on its session.
+func (l *Lock) Conn() *sql.Conn {
+	if l.shared() {
+		return nil
+	}
+	return l.conn
+}
+
+func (l *Lock) shared() bool { return l.tenure != nil && !l.tenure.place.req.own }
 
 // Use calls f with Conn, and returns its error. Meanwhile the watch of a Do asks
 // nothing there: a statement between rows of a query that f has open would break the
 // connection, and lose the lock. So a loss is not noticed while f runs, but by the
 // statements of f that fail. There is one Use at a time; another one returns an error
-// that matches [ErrInTransaction], without having called f.
+// that matches [ErrInTransaction], without having called f, and a lock that has no
+// session of its own (see Conn) one that matches [ErrUnsupported].
 func (l *Lock) Use(f func(conn *sql.Conn) error) error {
+	if l.shared() {
+		return l.fail("use", fmt.Errorf("%w: the lock shares its session with others; acquire it with sqllock.OwnSession()", ErrUnsupported))
+	}
 	l.mu.Lock()
 	taken := l.inUse
 	l.inUse = true
@@ -143,23 +162,22 @@ func (l *Lock) ended() bool { return l.how() != nil }
 // not have granted it if it had been held. So it had been lost, or else a
 // Release is about to report.
 func (l *Lock) supersede() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.releasing {
-		l.endLocked(fmt.Errorf("%w: its session had let go of it, and has acquired it anew", ErrLost))
+	l.end(fmt.Errorf("%w: its session had let go of it, and has acquired it anew", ErrLost))
+}
+
+// end records how the lock was lost, unless it has ended already, or a Release is
+// about to tell how.
+func (l *Lock) end(err error) {
+	if l.conclude(err, false) && l.tenure != nil {
+		l.tenure.lost(err)
 	}
 }
 
-// end records how the lock ended, unless that is known already.
-func (l *Lock) end(err error) {
+func (l *Lock) conclude(err error, released bool) bool {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.endLocked(err)
-}
-
-func (l *Lock) endLocked(err error) {
-	if l.err != nil {
-		return
+	if l.err != nil || l.releasing && !released {
+		l.mu.Unlock()
+		return false
 	}
 	l.err = err
 	close(l.done)
@@ -167,6 +185,26 @@ func (l *Lock) endLocked(err error) {
 		(*cancel)(l.fail("hold", err))
 	}
 	l.tenants = nil
+	l.mu.Unlock()
+
+	e := Event{Kind: Lost, Name: l.name, Held: time.Since(l.since), Err: err}
+	switch {
+	case errors.Is(err, errReleased):
+		e.Kind, e.Err = Released, nil
+	case errors.Is(err, errExpired):
+		e.Kind = Expired
+	}
+	l.emit(e)
+	return true
+}
+
+func (l *Lock) emit(e Event) {
+	switch {
+	case l.tenure == nil:
+		l.locker.observe(e)
+	case !l.tenure.retired:
+		l.tenure.pool.emit(e)
+	}
 }
 
 // Context returns a copy of parent that ends with the lock, too, with the error of
@@ -238,6 +276,7 @@ func (l *Lock) extend(ctx context.Context, ttl time.Duration) error {
 		case errors.Is(err, ErrInTransaction):
 			l.endsBy(g.Until)
 		}
+		l.emit(Event{Kind: Extended, Name: l.name, Err: err})
 		return err
 	})
 }
@@ -338,19 +377,19 @@ func (l *Lock) ask(ctx context.Context, f func(Grant) error) error {
 		sessions.forget(l)
 	}
 	if errors.Is(err, ErrSessionGone) {
-		sessions.discard(l.conn) // before anybody is told, and may put it back
+		sessions.discard(l.conn, errUnsettled) // before anybody is told, and may put it back
+	}
+	if err != nil {
+		l.end(err)
 	}
 	l.mu.Lock()
-	if l.releasing {
+	releasing := l.releasing
+	l.mu.Unlock()
+	if releasing {
 		// The answer is of a moment before or after the release.
-		l.mu.Unlock()
 		<-l.done
 		return l.how()
 	}
-	if err != nil {
-		l.endLocked(err)
-	}
-	l.mu.Unlock()
 	return err
 }
 
@@ -383,34 +422,63 @@ func (l *Lock) connDone(err error) error {
 // pool, out of reach, with the lock in it. When the time of a lease is over, its
 // next holder then kills that session, whoever uses it by now.
 func (l *Lock) Release(ctx context.Context) error {
+	if !l.startRelease() {
+		<-l.done
+		if l.tenure != nil {
+			l.tenure.quit(ctx)
+		}
+		return l.fail("release", l.how())
+	}
+	var err error
+	if l.tenure != nil {
+		err = l.tenure.release(ctx)
+	} else {
+		err = l.free(ctx)
+		l.conclude(err, true)
+	}
+	if errors.Is(err, errReleased) {
+		return nil
+	}
+	return l.fail("release", err)
+}
+
+// startRelease reports whether the caller is the one that is to say how the lock
+// ends.
+func (l *Lock) startRelease() bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	for l.deciding > 0 {
 		l.decided.Wait()
 	}
 	if l.releasing || l.err != nil {
-		l.mu.Unlock()
-		<-l.done
-		return l.fail("release", l.how())
+		return false
 	}
 	l.releasing = true
-	l.mu.Unlock()
+	return true
+}
 
+func (l *Lock) isReleasing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.releasing
+}
+
+// free has the backend release the grant, and tells how the lock has ended.
+func (l *Lock) free(ctx context.Context) error {
 	err := l.locker.backend.Release(context.WithoutCancel(ctx), l.conn, l.Grant())
 	sessions.forget(l)
 	switch {
 	case err == nil:
-		l.end(errReleased)
-		return nil
+		return errReleased
 	case errors.Is(err, sql.ErrConnDone):
-		err = l.connDone(err)
+		return l.connDone(err)
 	case errors.Is(err, ErrSessionGone) || !errors.Is(err, ErrLost):
-		sessions.discard(l.conn)
+		sessions.discard(l.conn, errUnsettled)
 		if !errors.Is(err, ErrLost) {
 			err = fmt.Errorf("%w: the release was not confirmed, so the session was closed: %w", ErrUnknown, err)
 		}
 	}
-	l.end(err)
-	return l.fail("release", err)
+	return err
 }
 
 func (l *Lock) fail(op string, err error) error {

@@ -47,12 +47,18 @@ func WithCheckInterval(d time.Duration) Option {
 	return option(func(k *Locker) { k.checkInterval = d })
 }
 
-// WithObserver has f called with every [Event], from the goroutine of the call
-// in which it happened. f must not block, and is called concurrently.
+// WithObserver has f called with every [Event]; [LogTo] makes one that logs. f must
+// not block, and is called concurrently. With more than one of these options, each
+// f is called.
 func WithObserver(f func(Event)) Option {
 	return option(func(k *Locker) {
-		if f != nil {
-			k.observe = f
+		if f == nil {
+			return
+		}
+		others := k.observe
+		k.observe = func(e Event) {
+			others(e)
+			f(e)
 		}
 	})
 }
@@ -116,41 +122,105 @@ func (k *Locker) Lock(ctx context.Context, conn *sql.Conn, name string, opts ...
 }
 
 func (k *Locker) acquire(ctx context.Context, conn *sql.Conn, name, op string, wait bool, opts []LockOption) (*Lock, error) {
-	fail := func(err error) (*Lock, error) { return nil, &OpError{Op: op, Name: name, Err: err} }
+	start := time.Now()
 	req, err := k.request(name, opts)
+	switch {
+	case err != nil:
+	case conn == nil:
+		err = errors.New("the *sql.Conn is nil: take one with db.Conn, or use Do")
+	case req.pooled != pooled{}:
+		err = fmt.Errorf("%w: OwnSession, AtLeast and KeepAlive are options of a Pool's locks", ErrUnsupported)
+	case ctx.Err() != nil:
+		err = endOf(ctx)
+	}
 	if err != nil {
-		return fail(err)
+		return nil, &OpError{Op: op, Name: name, Err: err}
 	}
 	req.Wait = wait
-	if conn == nil {
-		return fail(errors.New("the *sql.Conn is nil: take one with db.Conn, or use Do"))
+	l, err := k.grant(ctx, conn, name, req, nil)
+	if err != nil {
+		return nil, k.refused(ctx, op, name, start, err)
 	}
-	if ctx.Err() != nil {
-		return fail(endOf(ctx))
+	k.observe(Event{Kind: Acquired, Name: name, Waited: time.Since(start), Token: l.grant.Token})
+	return l, nil
+}
+
+// refused makes the error of an acquisition that has failed.
+func (k *Locker) refused(ctx context.Context, op, name string, start time.Time, err error) error {
+	if op != "try lock" && (errors.Is(err, ErrBusy) || ctx.Err() != nil) {
+		err = fmt.Errorf("%w: %w", err, endOf(ctx))
 	}
-	h := handle{conn, reflect.TypeOf(k.backend), req.Key}
+	if errors.Is(err, ErrBusy) {
+		k.observe(Event{Kind: Busy, Name: name, Waited: time.Since(start), Err: err})
+	}
+	return &OpError{Op: op, Name: name, Err: err}
+}
+
+// grant has the backend acquire what is asked for, in a Pool for t.
+func (k *Locker) grant(ctx context.Context, conn *sql.Conn, name string, req Request, t *tenure) (*Lock, error) {
+	h := k.handle(conn, req.Key)
 	old, err := sessions.reserve(h)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	g, err := k.backend.Acquire(ctx, conn, req)
 	if err != nil {
 		sessions.settle(h, old)
 		if errors.Is(err, ErrSessionGone) {
-			sessions.discard(conn)
+			sessions.discard(conn, errUnsettled)
 		}
-		if wait && (errors.Is(err, ErrBusy) || ctx.Err() != nil) {
-			err = fmt.Errorf("%w: %w", err, endOf(ctx))
-		}
-		return fail(err)
+		return nil, err
 	}
-	l := &Lock{locker: k, conn: conn, handle: h, name: name, grant: g, done: make(chan struct{})}
-	l.decided = sync.NewCond(&l.mu)
-	sessions.settle(h, l)
+	l := k.lock(h, name, g, t)
 	if old != nil {
 		old.supersede()
 	}
 	return l, nil
+}
+
+// grantAll is grant for several tenures at once, all or none, without waiting.
+func (k *Locker) grantAll(ctx context.Context, b GroupAcquirer, conn *sql.Conn, reqs []Request, ts []*tenure) (locks []*Lock, err error) {
+	olds := make([]*Lock, 0, len(reqs))
+	undo := func() {
+		for i, old := range olds {
+			sessions.settle(k.handle(conn, reqs[i].Key), old)
+		}
+	}
+	for _, req := range reqs {
+		old, err := sessions.reserve(k.handle(conn, req.Key))
+		if err != nil {
+			undo()
+			return nil, err
+		}
+		olds = append(olds, old)
+	}
+	grants, err := b.AcquireAll(ctx, conn, reqs)
+	if err != nil {
+		undo()
+		if errors.Is(err, ErrSessionGone) {
+			sessions.discard(conn, errUnsettled)
+		}
+		return nil, err
+	}
+	for i, g := range grants {
+		locks = append(locks, k.lock(k.handle(conn, reqs[i].Key), ts[i].place.name, g, ts[i]))
+		if olds[i] != nil {
+			olds[i].supersede()
+		}
+	}
+	return locks, nil
+}
+
+func (k *Locker) handle(conn *sql.Conn, key string) handle {
+	return handle{conn, reflect.TypeOf(k.backend), key}
+}
+
+// lock makes the handle of a grant.
+func (k *Locker) lock(h handle, name string, g Grant, t *tenure) *Lock {
+	l := &Lock{locker: k, conn: h.conn, handle: h, name: name, grant: g, since: time.Now(), tenure: t, done: make(chan struct{})}
+	l.decided = sync.NewCond(&l.mu)
+	sessions.settle(h, l)
+	return l
 }
 
 // request makes what the backend is asked for of what the caller asks for.

@@ -2,6 +2,7 @@ package sqllock
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"reflect"
 	"sync"
@@ -61,9 +62,17 @@ func (r *registry) forget(l *Lock) {
 	}
 }
 
+// errUnsettled is why a session was discarded.
+var errUnsettled = errors.New("it was closed when another lock on it could not be settled")
+
 // discard closes the session under conn, and with it every lock that it held.
-func (r *registry) discard(conn *sql.Conn) {
+func (r *registry) discard(conn *sql.Conn, why error) {
 	_ = session.Close(conn) // one that is closed already is what is wanted
+	r.end(conn, why)
+}
+
+// end ends every lock of the session under conn, which is closed, or about to be.
+func (r *registry) end(conn *sql.Conn, why error) {
 	r.mu.Lock()
 	var lost []*Lock
 	for h, l := range r.live {
@@ -74,6 +83,6 @@ func (r *registry) discard(conn *sql.Conn) {
 	}
 	r.mu.Unlock()
 	for _, l := range lost {
-		l.end(fmt.Errorf("%w: %w: it was closed when another lock on it could not be settled", ErrLost, ErrSessionGone))
+		l.end(fmt.Errorf("%w: %w: %w", ErrLost, ErrSessionGone, why))
 	}
 }

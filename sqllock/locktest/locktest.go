@@ -38,7 +38,8 @@ type subtest struct {
 }
 
 // Run runs the suite as subtests of t. A backend that is a [sqllock.Leaser] also
-// has to pass those about leases.
+// has to pass those about leases, and likewise a [sqllock.Watcher], a
+// [sqllock.Passer] and a [sqllock.GroupAcquirer].
 func Run(t *testing.T, cfg Config) {
 	tests := []subtest{
 		{"Exclusion", testExclusion},
@@ -69,7 +70,7 @@ func Run(t *testing.T, cfg Config) {
 	} else {
 		tests = append(tests, subtest{"NoTTL", testNoTTL})
 	}
-	for _, test := range tests {
+	for _, test := range append(tests, optionalTests(cfg.Backend)...) {
 		t.Run(test.name, func(t *testing.T) {
 			b := &bench{Config: cfg, db: cfg.Open(t), name: "locktest-" + rand.Text()}
 			b.locker = sqllock.New(cfg.Backend, sqllock.WithCheckInterval(10*time.Millisecond))

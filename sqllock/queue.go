@@ -1,0 +1,385 @@
+package sqllock
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// queue is the line of the goroutines of this process for one key. One of them has
+// the turn: it acquires on the server, holds, and releases. A queue exists while
+// somebody is in it or an attempt is under way. Its fields are guarded by Pool.mu.
+type queue struct {
+	turn    *place
+	waiting list.List // of *place
+	attempt *attempt
+}
+
+// place is that of one call in a queue.
+type place struct {
+	name   string
+	op     string
+	ctx    context.Context //nolint:containedctx // of the call, for its values; it does not end
+	req    Request
+	group  bool // its lock is one of several
+	since  time.Time
+	caller uintptr
+	ready  chan struct{} // closed when it has the turn
+
+	queue     *queue        // set by enter
+	element   *list.Element // in queue.waiting
+	inherited *tenure       // what the one before has passed on with the turn
+
+	granted   bool // guarded by Pool.mu
+	left      bool // guarded by Pool.mu
+
+	// What it waits for, and since when, if that is not the lock; guarded by Pool.mu.
+	need      error
+	needSince time.Time
+}
+
+// caller is the function that called the Pool, as far as it is none of this package.
+func caller() uintptr {
+	var pcs [8]uintptr
+	n := runtime.Callers(3, pcs[:])
+	for _, pc := range pcs[:n] {
+		if f := runtime.FuncForPC(pc - 1); f == nil || !strings.HasPrefix(f.Name(), ours) {
+			return pc
+		}
+	}
+	return 0
+}
+
+const ours = "github.com/sqllock/go-sqllock/sqllock."
+
+// by tells who called, for people.
+func (pl *place) by() string {
+	if pl.caller == 0 {
+		return "unknown"
+	}
+	frame, _ := runtime.CallersFrames([]uintptr{pl.caller}).Next()
+	return fmt.Sprintf("%s:%d", frame.Function, frame.Line)
+}
+
+// enter returns when pl has the turn, or with an error, and without a place, if it
+// can't wait or ctx ends.
+func (p *Pool) enter(ctx context.Context, pl *place) error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return ErrClosed
+	}
+	q := p.queues[pl.req.Key]
+	if q == nil {
+		q = &queue{}
+		p.queues[pl.req.Key] = q
+	}
+	pl.queue = q
+	switch {
+	case !pl.req.Wait && (q.turn != nil || q.attempt != nil):
+		defer p.mu.Unlock()
+		return q.busy()
+	case q.turn == nil:
+		q.turn = pl
+		p.mu.Unlock()
+		return nil
+	}
+	pl.element = q.waiting.PushBack(pl)
+	p.mu.Unlock()
+	select {
+	case <-pl.ready:
+		return nil
+	case <-ctx.Done():
+	case <-p.closing:
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if q.turn != pl {
+		q.waiting.Remove(pl.element)
+		return fmt.Errorf("%w: %w", q.busy(), p.end(ctx))
+	}
+	// The turn has come at the same moment. It goes on without this call waiting
+	// for what that takes.
+	p.goes(func() {
+		<-pl.ready
+		if t := pl.inherited; t != nil {
+			_ = p.handOn(ctx, pl, t)
+			return
+		}
+		p.leave(pl)
+	})
+	return fmt.Errorf("%w: %w", ErrBusy, p.end(ctx))
+}
+
+// end is why a call that waits has to end.
+func (p *Pool) end(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return ErrClosed
+	}
+	return endOf(ctx)
+}
+
+// busy says who in this process has the lock, or waits for it. The caller has
+// Pool.mu.
+func (q *queue) busy() error {
+	if q.turn == nil {
+		return fmt.Errorf("%w, for which this process has just been waiting", ErrBusy)
+	}
+	return fmt.Errorf("%w, or is about to: %s of this process, since %v", ErrBusy, q.turn.by(), time.Since(q.turn.since).Round(time.Millisecond))
+}
+
+// leave gives the turn of pl, which holds nothing, to the next, once. If there is none,
+// what is under way on the server is called off.
+func (p *Pool) leave(pl *place) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pl.left {
+		return
+	}
+	pl.left = true
+	q := pl.queue
+	if next := q.pop(); next != nil {
+		close(next.ready)
+		return
+	}
+	a := q.attempt
+	switch {
+	case a == nil:
+		p.remove(q, pl.req.Key)
+	case a.over():
+		q.attempt = nil
+		p.remove(q, pl.req.Key)
+		p.goes(func() { a.undo() })
+	default:
+		a.cancel()
+	}
+	p.changed()
+}
+
+// pop gives the turn to the first who waits, whose ready is still to be closed. The
+// caller has Pool.mu.
+func (q *queue) pop() *place {
+	q.turn = nil
+	if e := q.waiting.Front(); e != nil {
+		q.turn = q.waiting.Remove(e).(*place) //nolint:forcetypeassert // there are no others
+	}
+	return q.turn
+}
+
+func (p *Pool) remove(q *queue, key string) {
+	if q.turn == nil && q.attempt == nil && p.queues[key] == q {
+		delete(p.queues, key)
+	}
+}
+
+// obtain acquires on the server for pl, which has the turn and keeps it.
+func (p *Pool) obtain(ctx context.Context, pl *place) (*tenure, error) {
+	t := pl.inherited
+	for {
+		if t != nil {
+			if t = p.inherit(ctx, pl, t); t != nil {
+				return t, nil
+			}
+		}
+		p.mu.Lock()
+		a := pl.queue.attempt
+		p.mu.Unlock()
+		if a == nil {
+			t, err := p.try(ctx, pl)
+			if err == nil && p.begin(t) {
+				return t, nil
+			}
+			if err != nil && (!pl.req.Wait || !errors.Is(err, ErrBusy)) {
+				return nil, err
+			}
+			if err == nil {
+				continue // its session has just ended
+			}
+			a = p.start(ctx, pl)
+		}
+		if err := p.wait(ctx, a); err != nil {
+			return nil, err
+		}
+		p.mu.Lock()
+		pl.queue.attempt = nil
+		p.mu.Unlock()
+		t = a.tenure
+		switch {
+		case a.place != pl: // of one who has given up
+		case a.err != nil:
+			return nil, a.err
+		case p.begin(t):
+			return t, nil
+		default:
+			t = nil
+		}
+	}
+}
+
+// wait waits for an attempt.
+func (p *Pool) wait(ctx context.Context, a *attempt) error {
+	select {
+	case <-a.done:
+		return nil
+	case <-ctx.Done():
+		return p.because(a, endOf(ctx))
+	case <-p.closing:
+		return p.because(a, ErrClosed)
+	}
+}
+
+// because says what a was waiting for when its caller gave up.
+func (p *Pool) because(a *attempt, err error) error {
+	p.mu.Lock()
+	need := a.place.need
+	p.mu.Unlock()
+	if need != nil {
+		return fmt.Errorf("%w: %w", need, err)
+	}
+	return fmt.Errorf("%w: %w", ErrBusy, err)
+}
+
+// try acquires on the server without waiting there. What it returns is still to
+// begin.
+func (p *Pool) try(ctx context.Context, pl *place) (*tenure, error) {
+	for n := 1; ; n++ {
+		s, err := p.take(ctx, pl)
+		if err != nil {
+			return nil, err
+		}
+		req := pl.req
+		req.Wait = false
+		t, err := p.grant(ctx, pl, s, req)
+		if err == nil {
+			return t, nil
+		}
+		if errors.Is(err, ErrHeld) {
+			return nil, errSpelling
+		}
+		if n == acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
+			return nil, err
+		}
+	}
+}
+
+// errSpelling is that a lock of the session shares its key on the server with
+// another one, as MySQL has it for those that differ in letter case.
+var errSpelling = fmt.Errorf("%w: this process, under another spelling of the name", ErrBusy)
+
+// attempt is an acquisition that waits on the server, in a goroutine of its own. It
+// belongs to the queue: who gives up leaves it to the next in line.
+type attempt struct {
+	pool   *Pool
+	place  *place          // for which it was begun
+	ctx    context.Context //nolint:containedctx // its own
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	tenure *tenure // set before done is closed; nil if err is not
+	err    error
+}
+
+func (a *attempt) over() bool {
+	select {
+	case <-a.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// undo releases what was granted to nobody.
+func (a *attempt) undo() {
+	if a.tenure == nil {
+		return
+	}
+	a.pool.putBack(a.tenure.seat, a.tenure.lock.free(a.ctx))
+}
+
+// start begins an attempt for pl. It ends with the deadline of ctx, and when nobody
+// needs it any more.
+func (p *Pool) start(ctx context.Context, pl *place) *attempt {
+	a := &attempt{pool: p, place: pl, ctx: context.WithoutCancel(ctx), done: make(chan struct{})}
+	if deadline, ok := ctx.Deadline(); ok {
+		a.ctx, a.cancel = context.WithDeadline(a.ctx, deadline)
+	} else {
+		a.ctx, a.cancel = context.WithCancel(a.ctx)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pl.queue.attempt = a
+	p.goes(func() {
+		defer a.cancel()
+		t, err := p.await(a.ctx, pl)
+		p.mu.Lock()
+		a.tenure, a.err = t, err
+		close(a.done)
+		abandoned := pl.queue.turn == nil && pl.queue.attempt == a
+		if abandoned {
+			pl.queue.attempt = nil
+			p.remove(pl.queue, pl.req.Key)
+		}
+		p.mu.Unlock()
+		if abandoned {
+			a.undo()
+		}
+	})
+	return a
+}
+
+// The pauses between tries where there is no connection to wait on.
+const (
+	firstPause = 5 * time.Millisecond
+	lastPause  = 200 * time.Millisecond
+)
+
+// pause waits between two tries, for longer each time.
+func (p *Pool) pause(ctx context.Context, pause *time.Duration) error {
+	timer := time.NewTimer(*pause/2 + rand.N(*pause/2))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		*pause = min(2**pause, lastPause)
+		return nil
+	case <-ctx.Done():
+	case <-p.closing:
+	}
+	return fmt.Errorf("%w: %w", ErrBusy, p.end(ctx))
+}
+
+// await acquires on the server, waiting there on a connection of its own, or, where
+// there is none and pl needs none, by tries.
+func (p *Pool) await(ctx context.Context, pl *place) (*tenure, error) {
+	pause := firstPause
+	for n := 1; ; {
+		s, err := p.takeToWait(ctx, pl)
+		if err != nil {
+			return nil, err
+		}
+		if s == nil {
+			if err := p.pause(ctx, &pause); err != nil {
+				return nil, err
+			}
+			t, err := p.try(ctx, pl)
+			if err == nil || !errors.Is(err, ErrBusy) {
+				return t, err
+			}
+			continue
+		}
+		t, err := p.grant(ctx, pl, s, pl.req)
+		if err == nil {
+			return t, nil
+		}
+		if n++; n > acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
+			if errors.Is(err, ErrBusy) || ctx.Err() != nil {
+				err = fmt.Errorf("%w: %w", err, endOf(ctx))
+			}
+			return nil, err
+		}
+	}
+}

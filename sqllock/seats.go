@@ -1,0 +1,469 @@
+package sqllock
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sqllock/go-sqllock/internal/session"
+)
+
+const (
+	// unlimitedConns is how many connections a Pool takes at most of a *sql.DB
+	// without a limit.
+	unlimitedConns = 16
+
+	// crowded is how many locks a shared session may have before another one is
+	// opened: on MariaDB an acquire in a session with 500 locks takes twice as long as
+	// in an empty one, and one with 10,000 ten times.
+	crowded = 500
+
+	// queued is how many calls may be at a shared session before another one is
+	// opened.
+	queued = 3
+
+	// linger is for how long a connection is kept that holds nothing. Taking one and
+	// giving it back for each lock would have a *sql.DB with few idle connections
+	// open new ones all the time.
+	linger = 5 * time.Second
+
+	// starving is how long a wait for a connection is nothing to speak of.
+	starving = time.Second
+
+	// openTime is how long opening a connection may take that one can do without.
+	openTime = 100 * time.Millisecond
+)
+
+// seat is a connection of the application's pool that a [Pool] has taken. Its fields
+// are guarded by Pool.mu, but conn, which is set before others see it.
+type seat struct {
+	conn    *sql.Conn
+	shared  bool
+	users   int // calls that work on it, or are about to
+	tenures map[*tenure]struct{}
+	touched time.Time // when a statement on it was last answered
+	seen    time.Time // when it last was known to live
+	asked   bool      // the watch is asking on it
+	gone    bool      // its session has ended, or is to
+}
+
+func newSeat() *seat { return &seat{users: 1, tenures: make(map[*tenure]struct{})} }
+
+// limit is how many connections the Pool may have.
+func (p *Pool) limit() (int, error) {
+	open := p.db.Stats().MaxOpenConnections
+	switch {
+	case open == 1:
+		return 0, fmt.Errorf("%w: MaxOpenConns of the *sql.DB is 1; a lock would take that one, and the application would wait for it; set 2 or more", ErrPoolTooSmall)
+	case open == 0 && p.maxConns <= 0:
+		return unlimitedConns, nil
+	case open == 0:
+		return p.maxConns, nil
+	case p.maxConns <= 0:
+		return open / 2, nil
+	}
+	return min(p.maxConns, open-1), nil
+}
+
+// take returns a seat for pl to work on: a shared one, or one apart.
+func (p *Pool) take(ctx context.Context, pl *place) (*seat, error) {
+	if pl.req.own {
+		return p.takeApart(ctx, pl)
+	}
+	for {
+		limit, err := p.limit()
+		if err != nil {
+			return nil, err
+		}
+		p.mu.Lock()
+		if s := p.leastBusy(); s != nil {
+			s.users++
+			p.grow(pl.ctx, s, limit)
+			p.mu.Unlock()
+			return s, nil
+		}
+		if !p.opening && p.conns() < limit {
+			p.opening = true
+			p.mu.Unlock()
+			return p.openShared(ctx, pl)
+		}
+		changed := p.changes()
+		p.needs(pl, fmt.Errorf("%w: all %d connections that the Pool may take are used by locks with OwnSession, or to wait", ErrPoolTooSmall, limit))
+		p.mu.Unlock()
+		if err := p.starve(ctx, pl, changed); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// leastBusy returns the shared seat with the fewest calls, or the fewest locks
+// among those. The caller has mu.
+func (p *Pool) leastBusy() (best *seat) {
+	for _, s := range p.shared {
+		if best == nil || s.users < best.users || s.users == best.users && len(s.tenures) < len(best.tenures) {
+			best = s
+		}
+	}
+	return best
+}
+
+// conns is how many connections there are, or are about to be. The caller has mu.
+func (p *Pool) conns() int {
+	n := len(p.shared) + len(p.apart)
+	if p.opening {
+		n++
+	}
+	return n
+}
+
+// grow opens another seat to share where the best one is crowded, but leaves half of
+// the connections for other needs. The caller has mu, and goes on with what there is.
+func (p *Pool) grow(ctx context.Context, best *seat, limit int) {
+	if best.users < queued && len(best.tenures) < crowded || p.opening || p.closed ||
+		len(p.shared) >= (limit+1)/2 || p.conns() >= limit || p.line.Len() > 0 {
+		return
+	}
+	p.opening = true
+	p.goes(func() {
+		ctx, cancel := context.WithTimeout(ctx, starving)
+		defer cancel()
+		conn, err := connOf(ctx, p.db)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.opening = false
+		if err == nil && p.closed {
+			p.goes(func() { closeConn(conn) })
+		} else if err == nil {
+			p.add(conn).users = 0
+		}
+		p.changed()
+	})
+}
+
+// openShared takes a connection to be shared. p.opening has been set for it.
+func (p *Pool) openShared(ctx context.Context, pl *place) (*seat, error) {
+	conn, err := p.open(ctx, pl)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.opening = false
+	p.changed()
+	if err != nil {
+		p.serve()
+		return nil, err
+	}
+	return p.add(conn), nil
+}
+
+// add makes a seat of a connection, to be shared, with one user. The caller has mu.
+func (p *Pool) add(conn *sql.Conn) *seat {
+	s := newSeat()
+	s.conn = conn
+	p.used(s)
+	p.share(s)
+	p.care()
+	return s
+}
+
+// open takes a connection from the application's pool, which may be empty.
+func (p *Pool) open(ctx context.Context, pl *place) (*sql.Conn, error) {
+	timer := time.AfterFunc(starving, func() {
+		p.mu.Lock()
+		p.needs(pl, fmt.Errorf("%w: the *sql.DB has none to spare: all %d (MaxOpenConns) are in use", ErrPoolTooSmall, p.db.Stats().MaxOpenConnections))
+		p.mu.Unlock()
+		p.starved(pl)
+	})
+	defer p.satisfied(pl)
+	defer timer.Stop()
+	conn, err := connOf(ctx, p.db)
+	if err != nil && ctx.Err() != nil && allInUse(p.db) {
+		err = fmt.Errorf("%w: %w", ErrPoolTooSmall, err)
+	}
+	return conn, err
+}
+
+// share makes s one that locks share, if it is not. The caller has mu.
+func (p *Pool) share(s *seat) {
+	if s.shared || s.gone {
+		return
+	}
+	s.shared = true
+	delete(p.apart, s)
+	p.shared = append(p.shared, s)
+	p.changed()
+}
+
+// takeApart returns a seat that pl has for itself, waiting for it in order.
+func (p *Pool) takeApart(ctx context.Context, pl *place) (*seat, error) {
+	limit, err := p.limit()
+	if err != nil {
+		return nil, err
+	}
+	got := make(chan *seat, 1)
+	p.mu.Lock()
+	e := p.line.PushBack(got)
+	p.serve()
+	p.needs(pl, fmt.Errorf("%w: all %d that the Pool may have for locks with OwnSession, and for waits, are in use", ErrPoolTooSmall, max(1, limit-1)))
+	p.mu.Unlock()
+	defer p.satisfied(pl)
+	timer := time.NewTimer(starving)
+	defer timer.Stop()
+	for {
+		select {
+		case s := <-got:
+			p.satisfied(pl)
+			return p.fill(ctx, pl, s)
+		case <-timer.C:
+			p.starved(pl)
+			continue
+		case <-ctx.Done():
+		case <-p.closing:
+		}
+		p.mu.Lock()
+		need := pl.need
+		p.line.Remove(e)
+		p.mu.Unlock()
+		select {
+		case s := <-got:
+			p.putBack(s, nil)
+		default:
+		}
+		return nil, fmt.Errorf("%w: %w", need, p.end(ctx))
+	}
+}
+
+// fill takes a connection for a seat that has none.
+func (p *Pool) fill(ctx context.Context, pl *place, s *seat) (*seat, error) {
+	if s.conn != nil {
+		return s, nil
+	}
+	conn, err := p.open(ctx, pl)
+	if err != nil {
+		p.putBack(s, nil)
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.conn = conn
+	return s, nil
+}
+
+// takeToWait returns a seat for pl to wait on. It returns none where there is none to
+// be had at once, and pl can do with a shared one.
+func (p *Pool) takeToWait(ctx context.Context, pl *place) (*seat, error) {
+	if pl.req.own {
+		return p.takeApart(ctx, pl)
+	}
+	p.mu.Lock()
+	var s *seat
+	if p.line.Len() == 0 {
+		s = p.reserve()
+	}
+	p.mu.Unlock()
+	if s == nil || s.conn != nil {
+		return s, nil
+	}
+	short, cancel := context.WithTimeout(ctx, openTime)
+	defer cancel()
+	conn, err := connOf(short, p.db)
+	if err == nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		s.conn = conn
+		return s, nil
+	}
+	p.putBack(s, nil)
+	if short.Err() == nil {
+		return nil, err
+	}
+	return nil, nil
+}
+
+// serve gives seats apart to those who wait for one, in order. The caller has mu.
+func (p *Pool) serve() {
+	for e := p.line.Front(); e != nil; e = p.line.Front() {
+		s := p.reserve()
+		if s == nil {
+			return
+		}
+		p.line.Remove(e).(chan *seat) <- s //nolint:forcetypeassert // there are no others
+	}
+}
+
+// reserve returns a seat apart, which may still be without a connection, or nil if
+// there is to be no further one: a connection is left for locks that share. The caller
+// has mu.
+func (p *Pool) reserve() *seat {
+	limit, err := p.limit()
+	if err != nil || len(p.apart) >= max(1, limit-1) {
+		return nil
+	}
+	if p.conns() < limit {
+		s := newSeat()
+		p.apart[s] = struct{}{}
+		return s
+	}
+	for i, s := range p.shared {
+		if s.users == 0 && len(s.tenures) == 0 {
+			p.unshare(i)
+			s.shared, s.users = false, 1
+			p.apart[s] = struct{}{}
+			return s
+		}
+	}
+	return nil
+}
+
+func (p *Pool) unshare(i int) {
+	last := len(p.shared) - 1
+	p.shared[i] = p.shared[last]
+	p.shared[last] = nil
+	p.shared = p.shared[:last]
+}
+
+// putBack ends the work of a call on s, which has ended with err.
+func (p *Pool) putBack(s *seat, err error) {
+	p.mu.Lock()
+	s.users--
+	conn := p.tidy(s, err)
+	p.mu.Unlock()
+	closeConn(conn)
+}
+
+// drop takes t off its seat after its lock was released, or lost, with err.
+func (p *Pool) drop(t *tenure, err error) {
+	p.mu.Lock()
+	delete(p.held, t)
+	delete(t.seat.tenures, t)
+	conn := p.tidy(t.seat, err)
+	p.changed()
+	p.mu.Unlock()
+	closeConn(conn)
+}
+
+func closeConn(conn *sql.Conn) {
+	if conn != nil {
+		_ = conn.Close() // a session that is gone says so once more
+	}
+}
+
+// used notes that a statement on s has just been answered. The caller has mu.
+func (p *Pool) used(s *seat) {
+	s.touched = time.Now()
+	s.seen = s.touched
+}
+
+// tidy returns the connection of s if it is to be given back now. The caller has mu.
+func (p *Pool) tidy(s *seat, err error) *sql.Conn {
+	if errors.Is(err, ErrSessionGone) || errors.Is(err, ErrUnknown) {
+		p.lose(s)
+	} else {
+		p.used(s)
+	}
+	if s.users > 0 || len(s.tenures) > 0 {
+		return nil
+	}
+	if s.shared && !s.gone && !p.closed {
+		p.serve()
+		return nil
+	}
+	return p.giveBack(s)
+}
+
+// giveBack forgets s, and returns its connection. The caller has mu.
+func (p *Pool) giveBack(s *seat) *sql.Conn {
+	delete(p.apart, s)
+	for i := range p.shared {
+		if p.shared[i] == s {
+			p.unshare(i)
+			break
+		}
+	}
+	p.changed()
+	p.serve()
+	return s.conn
+}
+
+// lose has nobody use s any more. Its session is closed, in a goroutine, since a
+// statement may be running on it. The caller has mu.
+func (p *Pool) lose(s *seat) {
+	if s.gone {
+		return
+	}
+	s.gone = true
+	for i := range p.shared {
+		if p.shared[i] == s {
+			p.unshare(i)
+			break
+		}
+	}
+	s.shared = false
+	p.apart[s] = struct{}{}
+	s.users++
+	p.goes(func() {
+		_ = session.Close(s.conn) // one that is closed already is what is wanted
+		p.putBack(s, nil)
+	})
+}
+
+// dismiss gives back the connections that hold nothing.
+func (p *Pool) dismiss() {
+	p.mu.Lock()
+	var idle []*sql.Conn
+	for _, s := range append([]*seat(nil), p.shared...) {
+		if s.users == 0 && len(s.tenures) == 0 {
+			idle = append(idle, p.giveBack(s))
+		}
+	}
+	p.mu.Unlock()
+	for _, conn := range idle {
+		closeConn(conn)
+	}
+}
+
+// needs notes what pl waits for. The caller has mu.
+func (p *Pool) needs(pl *place, need error) {
+	if pl.need == nil {
+		pl.needSince = time.Now()
+	}
+	pl.need = need
+}
+
+func (p *Pool) satisfied(pl *place) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pl.need = nil
+}
+
+// starve waits for a change, for pl that needs a connection.
+func (p *Pool) starve(ctx context.Context, pl *place, changed <-chan struct{}) error {
+	defer p.satisfied(pl)
+	timer := time.NewTimer(starving)
+	defer timer.Stop()
+	for {
+		select {
+		case <-changed:
+			return nil
+		case <-timer.C:
+			p.starved(pl)
+			continue
+		case <-ctx.Done():
+		case <-p.closing:
+		}
+		p.mu.Lock()
+		need := pl.need
+		p.mu.Unlock()
+		return fmt.Errorf("%w: %w", need, p.end(ctx))
+	}
+}
+
+// starved tells of a long wait for a connection.
+func (p *Pool) starved(pl *place) {
+	p.mu.Lock()
+	need, since := pl.need, pl.needSince
+	p.mu.Unlock()
+	if need != nil {
+		p.emit(Event{Kind: Starved, Name: pl.name, Waited: time.Since(since), Err: need})
+	}
+}

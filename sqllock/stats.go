@@ -1,0 +1,200 @@
+package sqllock
+
+import (
+	"sort"
+	"sync"
+	"time"
+)
+
+// maxNames is how many names are counted one by one; the rest are counted together.
+const maxNames = 1000
+
+// OtherNames is the name in [Stats] under which those are counted that came after a
+// thousand others.
+const OtherNames = "(others)"
+
+// NameStats counts what has happened to the locks of a name.
+type NameStats struct {
+	Acquired int64         // grants, of the server and of the one before in this process
+	HandedOn int64         // grants of those that came from the one before in this process
+	Busy     int64         // calls that did not get it, since another one had it
+	Released int64         //
+	Lost     int64         // under their holders, or not confirmed to be released
+	Expired  int64         // leases that ended under their holders
+	Extended int64         //
+	Starved  int64         // calls that waited for a connection for more than a second
+	Taken    int64         // takeovers of what a dead or hanging holder had left
+	Killed   int64         // sessions ended for a takeover
+	Waited   time.Duration // by those who acquired, in sum
+	Held     time.Duration // by those whose locks have ended, in sum
+}
+
+// Stats are counts since the Pool was made.
+type Stats struct {
+	Names map[string]NameStats // at most a thousand, and OtherNames
+	Conns int                  // connections that the Pool has now
+	Held  int                  // locks that it holds now
+	Waits int                  // calls that wait for a lock now
+}
+
+// counts are the NameStats of all names.
+type counts struct {
+	mu    sync.Mutex // guards names
+	names map[string]*NameStats
+}
+
+// of returns the counts for name. The caller has mu.
+func (c *counts) of(name string) *NameStats {
+	s := c.names[name]
+	if s != nil {
+		return s
+	}
+	if c.names == nil {
+		c.names = make(map[string]*NameStats)
+	}
+	if len(c.names) >= maxNames && name != OtherNames {
+		return c.of(OtherNames)
+	}
+	s = &NameStats{}
+	c.names[name] = s
+	return s
+}
+
+func (c *counts) add(e Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.of(e.Name)
+	switch e.Kind {
+	case Acquired:
+		s.Acquired++
+		s.Waited += e.Waited
+	case Busy:
+		s.Busy++
+	case Released:
+		s.Released++
+		s.Held += e.Held
+	case Lost:
+		s.Lost++
+		s.Held += e.Held
+	case Expired:
+		s.Expired++
+		s.Held += e.Held
+	case Extended:
+		if e.Err == nil {
+			s.Extended++
+		}
+	case Starved:
+		s.Starved++
+	case TakenOver:
+		s.Taken++
+	case Killed:
+		s.Killed++
+	case Repaired:
+	}
+}
+
+func (c *counts) handedOn(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.of(name).HandedOn++
+}
+
+// Stats returns counts of what has happened. They are for metrics; [Pool.Snapshot]
+// tells what is held now.
+func (p *Pool) Stats() Stats {
+	p.counts.mu.Lock()
+	s := Stats{Names: make(map[string]NameStats, len(p.counts.names))}
+	for name, n := range p.counts.names {
+		s.Names[name] = *n
+	}
+	p.counts.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.Conns, s.Held = p.conns(), len(p.held)
+	for _, q := range p.queues {
+		s.Waits += len(q.calls())
+	}
+	return s
+}
+
+// calls are those that wait, the first of them on the server. The caller has
+// Pool.mu.
+func (q *queue) calls() []*place {
+	var cs []*place
+	if q.turn != nil && !q.turn.granted {
+		cs = append(cs, q.turn)
+	}
+	for e := q.waiting.Front(); e != nil; e = e.Next() {
+		cs = append(cs, e.Value.(*place)) //nolint:forcetypeassert // there are no others
+	}
+	return cs
+}
+
+// Snapshot is what a [Pool] holds and waits for at one moment. It is made to be shown,
+// as JSON by package expvar, for example:
+//
+//	expvar.Publish("locks", expvar.Func(func() any { return pool.Snapshot() }))
+type Snapshot struct {
+	Held    []HeldLock
+	Waiting []WaitingCall
+}
+
+// HeldLock is a lock that the Pool holds.
+type HeldLock struct {
+	Name     string
+	By       string        // the function that acquired it, and its line
+	Since    time.Time     //
+	For      time.Duration //
+	Session  int64         // the server's id of its session; 0 if the backend did not have to ask for it
+	Sharing  int           // how many other locks are on that session
+	Token    int64         // 0 if there is none
+	TimeLeft time.Duration // of a lease; 0 if there is no TTL
+	Released bool          // by its holder, and held on for AtLeast
+	Lost     bool          // its holder has yet to notice
+}
+
+// WaitingCall is a call that waits for a lock.
+type WaitingCall struct {
+	Name    string
+	By      string // the function that made it, and its line
+	Since   time.Time
+	For     time.Duration
+	Holder  string // the function of this process that has the lock or waits for it before, or "another process"
+	Problem string // what it waits for before it can wait for the lock: a connection, and who has them
+}
+
+// Snapshot returns what is held and what is waited for, both by age, the oldest
+// first. It asks nothing of the server; [Locker.Holder] tells who holds a lock
+// there.
+func (p *Pool) Snapshot() Snapshot {
+	now := time.Now()
+	s := Snapshot{Held: []HeldLock{}, Waiting: []WaitingCall{}}
+	p.mu.Lock()
+	for t := range p.held {
+		h := HeldLock{
+			Name: t.place.name, By: t.place.by(), Since: t.lock.since, For: now.Sub(t.lock.since), Session: t.grant.Session,
+			Sharing: len(t.seat.tenures) - 1, Token: t.grant.Token, Released: t.retired, Lost: t.lock.ended(),
+		}
+		if !t.grant.Until.IsZero() {
+			h.TimeLeft = t.lock.Remaining()
+		}
+		s.Held = append(s.Held, h)
+	}
+	for _, q := range p.queues {
+		holder := "another process"
+		for _, c := range q.calls() {
+			w := WaitingCall{Name: c.name, By: c.by(), Since: c.since, For: now.Sub(c.since), Holder: holder}
+			if c != q.turn && q.turn != nil {
+				w.Holder = q.turn.by()
+			}
+			if c.need != nil {
+				w.Holder, w.Problem = "", c.need.Error()
+			}
+			s.Waiting = append(s.Waiting, w)
+		}
+	}
+	p.mu.Unlock()
+	sort.Slice(s.Held, func(i, j int) bool { return s.Held[i].Since.Before(s.Held[j].Since) })
+	sort.Slice(s.Waiting, func(i, j int) bool { return s.Waiting[i].Since.Before(s.Waiting[j].Since) })
+	return s
+}

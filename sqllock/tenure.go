@@ -1,0 +1,342 @@
+package sqllock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// tenure is what one tenant of a [Pool] has: a lock, granted on the server, on a
+// seat. A lock that is handed on has one tenure after another; between two of them
+// it is in transit, and its seat is in use.
+type tenure struct {
+	pool   *Pool
+	place  *place
+	seat   *seat
+	lock   *Lock
+	grant  Grant
+	passed int           // how many tenants the grant has had before
+	ttl    time.Duration // 0 for none
+	expiry *time.Timer   // of a lease
+	kept   *time.Timer   // of one that is kept alive
+
+	// retired is that nobody holds the handle: it is held for AtLeast.
+	retired bool
+
+	// Guarded by Pool.mu.
+	begun bool
+	dead  bool // its session has ended before it could begin
+	ended bool // it was lost, and its tenant has yet to release the session
+}
+
+// grant acquires what is asked for on s, which it puts back if that fails.
+func (p *Pool) grant(ctx context.Context, pl *place, s *seat, req Request) (*tenure, error) {
+	t := &tenure{pool: p, place: pl, seat: s}
+	l, err := p.locker.grant(ctx, s.conn, pl.name, req, t)
+	if err != nil {
+		p.putBack(s, err)
+		return nil, err
+	}
+	t.lock, t.grant = l, l.Grant()
+	return t, nil
+}
+
+// begin makes the place of t a tenant. It reports false if the session has ended
+// since the grant; t is then over.
+func (p *Pool) begin(t *tenure) bool {
+	p.mu.Lock()
+	s := t.seat
+	if t.dead || s.gone {
+		p.mu.Unlock()
+		p.putBack(s, ErrSessionGone)
+		return false
+	}
+	t.begun, t.place.granted = true, true
+	s.users--
+	p.used(s)
+	s.tenures[t] = struct{}{}
+	p.held[t] = struct{}{}
+	if !t.place.req.own {
+		p.share(s)
+	}
+	p.care()
+	p.mu.Unlock()
+	t.count()
+	return true
+}
+
+// forget ends a tenure whose session has ended while others of its group had still to
+// begin. Its turn is kept.
+func (p *Pool) forget(t *tenure) {
+	t.stop()
+	p.mu.Lock()
+	_, held := p.held[t]
+	t.begun = false
+	p.mu.Unlock()
+	if held {
+		p.drop(t, ErrSessionGone)
+	}
+}
+
+// count starts the timers of a lease.
+func (t *tenure) count() {
+	if t.grant.Until.IsZero() {
+		return
+	}
+	left := time.Until(t.grant.Until)
+	if t.ttl == 0 {
+		t.ttl = t.place.req.TTL
+	}
+	if t.ttl == 0 {
+		t.ttl = left
+	}
+	t.expiry = time.AfterFunc(left, t.expire)
+	if t.place.req.keep > 0 {
+		t.kept = time.AfterFunc(t.ttl/3, t.keepDue)
+	}
+}
+
+// expire ends a lease whose time is over by the local clock. The server gives it
+// some time more, of which nobody is to make use.
+func (t *tenure) expire() {
+	if left := t.lock.Remaining(); left > 0 {
+		t.expiry.Reset(left)
+		return
+	}
+	t.lock.end(errExpired)
+}
+
+func (t *tenure) stop() {
+	if t.expiry != nil {
+		t.expiry.Stop()
+	}
+	if t.kept != nil {
+		t.kept.Stop()
+	}
+}
+
+// release is the Release of the tenant.
+func (t *tenure) release(ctx context.Context) error {
+	rest := t.place.req.atLeast - time.Since(t.lock.since)
+	if rest > 0 {
+		t.retire(ctx, rest)
+		return errReleased
+	}
+	return t.vacate(ctx)
+}
+
+// retire goes on holding the lock for a time, without a tenant. It keeps the turn.
+func (t *tenure) retire(ctx context.Context, rest time.Duration) {
+	p := t.pool
+	t.stop()
+	r := &tenure{pool: p, place: t.place, seat: t.seat, grant: t.grant, ttl: t.ttl, retired: true}
+	r.grant.Until = t.lock.Grant().Until
+	r.lock = p.locker.lock(t.lock.handle, t.lock.name, r.grant, r)
+	p.transit(t)
+	t.lock.conclude(errReleased, true)
+	if !p.begin(r) {
+		p.leave(t.place)
+		return
+	}
+	time.AfterFunc(rest, func() {
+		if r.lock.startRelease() {
+			_ = r.vacate(context.WithoutCancel(ctx))
+		}
+	})
+}
+
+// transit has t be nobody's, while its seat is in use.
+func (p *Pool) transit(t *tenure) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.transitLocked(t)
+}
+
+func (p *Pool) transitLocked(t *tenure) {
+	delete(p.held, t)
+	delete(t.seat.tenures, t)
+	t.seat.users++
+}
+
+// vacate ends t, whose lock is being released: the next in line gets the lock, or
+// else it is released on the server.
+func (t *tenure) vacate(ctx context.Context) error {
+	p := t.pool
+	t.stop()
+	p.mu.Lock()
+	if next := p.heir(t); next != nil {
+		p.transitLocked(t)
+		p.mu.Unlock()
+		t.lock.conclude(errReleased, true)
+		next.inherited = t
+		close(next.ready)
+		return errReleased
+	}
+	p.mu.Unlock()
+	err := t.lock.free(ctx)
+	t.lock.conclude(err, true)
+	p.drop(t, err)
+	p.leave(t.place)
+	return err
+}
+
+// heir gives the turn to the first in line, if it can have the lock of t as it is.
+// The caller has mu.
+func (p *Pool) heir(t *tenure) *place {
+	front := t.place.queue.waiting.Front()
+	if front == nil || t.passed >= p.handOffs || t.seat.gone || t.place.req.own {
+		return nil
+	}
+	if next, _ := front.Value.(*place); next.group || next.req.own {
+		return nil
+	}
+	if _, ok := p.locker.backend.(Passer); !ok {
+		return nil
+	}
+	t.place.left = true
+	return t.place.queue.pop()
+}
+
+// handOn gives a lock in transit, and the turn of pl, to the next in line, or
+// releases it.
+func (p *Pool) handOn(ctx context.Context, pl *place, t *tenure) error {
+	p.mu.Lock()
+	if next := p.heir(t); next != nil {
+		p.mu.Unlock()
+		next.inherited = t
+		close(next.ready)
+		return nil
+	}
+	p.mu.Unlock()
+	err := t.lock.free(ctx)
+	p.putBack(t.seat, err)
+	p.leave(pl)
+	return err
+}
+
+// inherit makes the lock of t, which is in transit, that of pl. It returns nil if
+// that can't be; the lock has been released then.
+func (p *Pool) inherit(ctx context.Context, pl *place, t *tenure) *tenure {
+	b, ok := p.locker.backend.(Passer)
+	if ok && !pl.req.own && !t.place.req.own && !pl.group {
+		g, err := b.Pass(context.WithoutCancel(ctx), t.seat.conn, t.grant, pl.req)
+		if err == nil {
+			heir := &tenure{pool: p, place: pl, seat: t.seat, grant: g, passed: t.passed + 1}
+			heir.lock = p.locker.lock(t.lock.handle, pl.name, g, heir)
+			if p.begin(heir) {
+				p.counts.handedOn(pl.name)
+				return heir
+			}
+			return nil
+		}
+	}
+	p.putBack(t.seat, t.lock.free(ctx))
+	return nil
+}
+
+// lost goes on without a lock that was lost, whatever its tenant still does. If the
+// session is its own, that stays until the tenant releases.
+func (t *tenure) lost(err error) {
+	p := t.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !t.begun {
+		t.dead = true
+		return
+	}
+	if errors.Is(err, ErrSessionGone) {
+		p.lose(t.seat)
+	}
+	t.ended = t.place.req.own && !t.retired
+	p.goes(func() {
+		t.stop()
+		switch {
+		case t.ended:
+		case errors.Is(err, errExpired):
+			p.drop(t, t.lock.free(t.place.ctx))
+		default:
+			p.drop(t, err)
+		}
+		p.leave(t.place)
+	})
+}
+
+// quit is the Release of a tenant whose lock has ended before.
+func (t *tenure) quit(ctx context.Context) {
+	p := t.pool
+	p.mu.Lock()
+	ended := t.ended
+	t.ended = false
+	p.mu.Unlock()
+	if !ended {
+		return
+	}
+	err := t.lock.how()
+	if !errors.Is(err, ErrSessionGone) {
+		err = t.lock.free(ctx)
+	}
+	p.drop(t, err)
+}
+
+// errEvicted is how a lock ends that is held beyond the end of its Pool.
+var errEvicted = fmt.Errorf("%w, since %w", errReleased, ErrClosed)
+
+// evict releases the lock under its tenant.
+func (t *tenure) evict(ctx context.Context) {
+	if !t.lock.startRelease() {
+		t.quit(ctx)
+		return
+	}
+	t.stop()
+	t.lock.conclude(errEvicted, true)
+	t.pool.drop(t, t.lock.free(ctx))
+	t.pool.leave(t.place)
+}
+
+// keepDue has keep extend the lease.
+func (t *tenure) keepDue() {
+	p := t.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.due = append(p.due, t)
+	if !p.keeping {
+		p.keeping = true
+		p.goes(p.keep)
+	}
+}
+
+// keep extends leases that are due, one after another, until none is.
+func (p *Pool) keep() {
+	for {
+		p.mu.Lock()
+		if len(p.due) == 0 {
+			p.keeping = false
+			p.mu.Unlock()
+			return
+		}
+		t := p.due[0]
+		p.due = p.due[1:]
+		p.mu.Unlock()
+		t.extend()
+	}
+}
+
+// extend has the lease last another TTL, but no longer than it may be held. What
+// fails without losing the lock is tried again.
+func (t *tenure) extend() {
+	l := t.lock
+	ttl := min(t.ttl, t.place.req.keep-time.Since(l.since))
+	left := l.Remaining()
+	if left <= 0 || ttl <= left {
+		return
+	}
+	pause := t.ttl / 3
+	if err := l.extend(t.place.ctx, ttl); err != nil {
+		if l.ended() {
+			return
+		}
+		pause = min(left/4, time.Second)
+	}
+	t.kept.Reset(max(pause, time.Millisecond))
+}
