@@ -299,7 +299,9 @@ func (e *events) observe() sqllock.Option {
 	return sqllock.WithObserver(func(event sqllock.Event) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.all = append(e.all, event)
+		if event.Holder.Session != 0 || event.Kind == sqllock.Repaired { // others happen to every lock
+			e.all = append(e.all, event)
+		}
 	})
 }
 

@@ -68,7 +68,7 @@ func (p *Pool) doAll(ctx context.Context, names []string, op string, fn func(con
 	var cancels []context.CancelFunc
 	for _, l := range locks {
 		var cancel context.CancelFunc
-		fnCtx, cancel = l.Context(within(fnCtx, l))
+		fnCtx, cancel = l.Context(within(fnCtx, l)) //nolint:fatcontext // it ends with each of them
 		cancels = append(cancels, cancel)
 	}
 	defer func() {
@@ -94,7 +94,7 @@ func (p *Pool) acquireAll(ctx context.Context, names []string, op string, opts [
 	for i, pl := range pls {
 		if err := p.enter(ctx, pl); err != nil {
 			p.leaveAll(pls[:i])
-			return nil, p.refused(pl, err)
+			return nil, p.refused(ctx, pl, err)
 		}
 	}
 	ts, err := p.obtainAll(ctx, pls)
@@ -246,29 +246,16 @@ func (p *Pool) tryAll(ctx context.Context, pls []*place) ([]*tenure, error) {
 
 // awaitAll acquires all, in their order, waiting on the server for each; or where
 // there is no connection to wait on, by tries.
-func (p *Pool) awaitAll(ctx context.Context, pls []*place) ([]*tenure, error) {
+func (p *Pool) awaitAll(ctx context.Context, pls []*place) (ts []*tenure, err error) {
 	p.calm(pls)
-	pause := firstPause
-	for n := 1; ; {
-		s, err := p.takeToWait(ctx, pls[0])
-		if err != nil {
-			return nil, err
-		}
-		var ts []*tenure
-		if s != nil {
-			ts, err = p.grantAll(ctx, s, pls, true)
-			if n++; err == nil || n > acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
-				return ts, err
-			}
-			continue
-		}
-		if err := p.pause(ctx, &pause); err != nil {
-			return nil, err
-		}
-		if ts, err = p.tryAll(ctx, pls); err == nil || !errors.Is(err, ErrBusy) {
-			return ts, err
-		}
-	}
+	err = p.persist(ctx, pls[0], func(ctx context.Context, s *seat) (err error) {
+		ts, err = p.grantAll(ctx, s, pls, true)
+		return err
+	}, func() (err error) {
+		ts, err = p.tryAll(ctx, pls)
+		return err
+	})
+	return ts, err
 }
 
 // grantAll acquires all on s, or none, and has them begin. If it fails, it puts s

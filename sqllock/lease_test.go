@@ -190,7 +190,8 @@ func TestObserver(t *testing.T) {
 	k := sqllock.New(b, sqllock.WithNamespace("billing"), sqllock.WithObserver(func(e sqllock.Event) { events = append(events, e) }))
 	conn := session(t, pool(t))
 	lock(t, k, conn, "a")
-	if len(events) != 1 || events[0].Name != "a" || events[0].Holder.Key != "billing:a" || events[0].Kind != sqllock.Killed {
+	if len(events) != 2 || events[0].Name != "a" || events[0].Holder.Key != "billing:a" || events[0].Kind != sqllock.Killed ||
+		events[1].Kind != sqllock.Acquired {
 		t.Errorf("the observer was told %+v", events)
 	}
 	lock(t, sqllock.New(b, sqllock.WithObserver(nil)), conn, "b") // none is no observer

@@ -308,8 +308,8 @@ func (l *Lock) AssertTTL(ctx context.Context, atLeast time.Duration) error {
 // so, it calls f, which may decide something that needs the lock, such as a commit:
 // a Release waits until f has returned. f must not release the lock.
 //
-// q is what to ask over: Conn, or, with a transaction open on it, an [InTx], to
-// which asking adds nothing. WhileHeld returns the error of f as it is, and otherwise
+// q is what to ask over: Conn, whether that is nil or not, or, with a transaction open
+// on it, an [InTx], to which asking adds nothing. WhileHeld returns the error of f as it is, and otherwise
 // what Check and AssertTTL return.
 func (l *Lock) WhileHeld(ctx context.Context, q Querier, atLeast time.Duration, f func() error) error {
 	l.mu.Lock()
@@ -328,6 +328,9 @@ func (l *Lock) WhileHeld(ctx context.Context, q Querier, atLeast time.Duration, 
 			l.decided.Broadcast()
 		}
 	}()
+	if conn, ok := q.(*sql.Conn); ok && conn == nil {
+		q = l.conn
+	}
 	if err := l.held(ctx, q, atLeast); err != nil {
 		return l.fail("check", err)
 	}

@@ -40,12 +40,14 @@ type Pool struct {
 	shared  []*seat            // for locks that share sessions
 	apart   map[*seat]struct{} // for a lock or a wait of its own
 	opening bool               // a connection is being taken that is to be shared
-	line    list.List          // of chan *seat: who waits for one apart
+	line    list.List          // of *claim: who waits for one apart
+	waits   map[*wait]struct{} // on the server, each on a seat apart
+	polls   int                // waits that have no seat, and try at intervals
 	jobs    int                // goroutines
 	caring  bool               // care runs
-	due     []*tenure     // leases to be extended
-	keeping bool          // keep runs
-	change  chan struct{} // closed when something of the above becomes free; nil if nobody waits for that
+	due     []*tenure          // leases to be extended
+	keeping bool               // keep runs
+	change  chan struct{}      // closed when something of the above becomes free; nil if nobody waits for that
 }
 
 // PoolOption configures a [Pool].
@@ -62,9 +64,10 @@ func (o poolOption) applyToPool(p *Pool) { o(p) }
 // after it was last needed.
 //
 // A lock with [OwnSession] takes one while it is held, and a name that another
-// process holds takes one while it is awaited. Where there is none for a wait, the
-// Pool asks for the name in intervals of up to a fifth of a second. Where there is none
-// for an OwnSession, the call waits; see [Starved] and [ErrPoolTooSmall].
+// process holds takes one while it is awaited. Where there is none for a wait, or a
+// lock with OwnSession needs it, the Pool asks for the name in intervals of a fiftieth
+// of a second, and longer if there are many such names. Where there is none for an
+// OwnSession, the call waits; see [Starved] and [ErrPoolTooSmall].
 func WithMaxConns(n int) PoolOption { return poolOption(func(p *Pool) { p.maxConns = n }) }
 
 // WithHandOffs sets how many times at most a lock goes from one goroutine of the
@@ -137,7 +140,7 @@ func NewPool(db *sql.DB, locker *Locker, opts ...PoolOption) *Pool {
 	}
 	p := &Pool{
 		db: db, locker: locker, handOffs: DefaultHandOffs, answerTime: DefaultAnswerTime,
-		closing: make(chan struct{}), queues: make(map[string]*queue), held: make(map[*tenure]struct{}), apart: make(map[*seat]struct{}),
+		closing: make(chan struct{}), queues: make(map[string]*queue), held: make(map[*tenure]struct{}), apart: make(map[*seat]struct{}), waits: make(map[*wait]struct{}),
 	}
 	for _, o := range opts {
 		o.applyToPool(p)
@@ -225,7 +228,7 @@ func (p *Pool) acquire(ctx context.Context, name, op string, opts []LockOption) 
 		}
 		p.leave(pl)
 	}
-	return nil, p.refused(pl, err)
+	return nil, p.refused(ctx, pl, err)
 }
 
 // lasting returns the lock of t, unless it is a lease that ends before it may.
@@ -234,14 +237,17 @@ func (p *Pool) lasting(ctx context.Context, t *tenure) (*Lock, error) {
 	if ttl := t.grant.Until.Sub(t.place.since); r.atLeast > 0 && r.keep == 0 && !t.grant.Until.IsZero() && r.atLeast > ttl {
 		t.place.req.atLeast = 0
 		_ = t.lock.Release(ctx) // the other error is the one to tell
-		return nil, p.refused(t.place, errTooLong(r.atLeast, ttl.Round(time.Second)))
+		return nil, p.refused(ctx, t.place, errTooLong(r.atLeast, ttl.Round(time.Second)))
 	}
 	p.emit(Event{Kind: Acquired, Name: t.place.name, Waited: time.Since(t.place.since), Token: t.grant.Token})
 	return t.lock, nil
 }
 
 // refused makes the error of an acquisition that has failed.
-func (p *Pool) refused(pl *place, err error) error {
+func (p *Pool) refused(ctx context.Context, pl *place, err error) error {
+	if end := ctx.Err(); end != nil && !errors.Is(err, end) {
+		err = fmt.Errorf("%w: %w", err, endOf(ctx))
+	}
 	if errors.Is(err, ErrBusy) {
 		p.emit(Event{Kind: Busy, Name: pl.name, Waited: time.Since(pl.since), Err: err})
 	}
@@ -305,12 +311,7 @@ func (p *Pool) possible(ctx context.Context, req Request) error {
 		return err
 	}
 	own := 0
-	u, _ := ctx.Value(underKey{}).(*under)
-	for ; u != nil; u = u.parent {
-		t := u.lock.tenure
-		if t == nil || t.pool != p || u.lock.ended() {
-			continue
-		}
+	for _, t := range p.above(ctx) {
 		if t.place.req.Key == req.Key {
 			return fmt.Errorf("%w: the ctx is that of a function that runs under it, which would wait for itself", ErrHeld)
 		}
@@ -318,11 +319,26 @@ func (p *Pool) possible(ctx context.Context, req Request) error {
 			own++
 		}
 	}
-	if most := max(1, limit-1); own >= limit || req.own && own >= most {
-		return fmt.Errorf("%w: %d locks with OwnSession are held by the functions that this call is made in, and %d is all that the Pool may have at a time; "+
-			"raise MaxOpenConns or WithMaxConns", ErrPoolTooSmall, own, most)
+	if own >= limit {
+		return errNested(limit)
 	}
 	return nil
+}
+
+// above are the locks that a call is made under.
+func (p *Pool) above(ctx context.Context) (ts []*tenure) {
+	u, _ := ctx.Value(underKey{}).(*under)
+	for ; u != nil; u = u.parent {
+		if t := u.lock.tenure; t != nil && t.pool == p && !u.lock.ended() {
+			ts = append(ts, t)
+		}
+	}
+	return ts
+}
+
+func errNested(limit int) error {
+	return fmt.Errorf("%w: all %d connections that the Pool may take are used by functions that wait for a further one, this call's among them; "+
+		"raise MaxOpenConns or WithMaxConns", ErrPoolTooSmall, limit)
 }
 
 // Close ends the Pool. Calls that wait for a lock return [ErrClosed] at once, as do

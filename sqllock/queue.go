@@ -35,8 +35,8 @@ type place struct {
 	element   *list.Element // in queue.waiting
 	inherited *tenure       // what the one before has passed on with the turn
 
-	granted   bool // guarded by Pool.mu
-	left      bool // guarded by Pool.mu
+	granted bool // guarded by Pool.mu
+	left    bool // guarded by Pool.mu
 
 	// What it waits for, and since when, if that is not the lock; guarded by Pool.mu.
 	need      error
@@ -126,12 +126,22 @@ func (p *Pool) end(ctx context.Context) error {
 
 // busy says who in this process has the lock, or waits for it. The caller has
 // Pool.mu.
-func (q *queue) busy() error {
-	if q.turn == nil {
-		return fmt.Errorf("%w, for which this process has just been waiting", ErrBusy)
-	}
-	return fmt.Errorf("%w, or is about to: %s of this process, since %v", ErrBusy, q.turn.by(), time.Since(q.turn.since).Round(time.Millisecond))
+func (q *queue) busy() error { return &busyError{q.turn, time.Now()} }
+
+// busyError is an ErrBusy whose text is made when it is asked for.
+type busyError struct {
+	turn *place
+	at   time.Time
 }
+
+func (e *busyError) Error() string {
+	if e.turn == nil {
+		return ErrBusy.Error() + ", for which this process has just been waiting"
+	}
+	return fmt.Sprintf("%v, or is about to: %s of this process, for %v", ErrBusy, e.turn.by(), e.at.Sub(e.turn.since).Round(time.Millisecond))
+}
+
+func (e *busyError) Unwrap() error { return ErrBusy }
 
 // leave gives the turn of pl, which holds nothing, to the next, once. If there is none,
 // what is under way on the server is called off.
@@ -166,7 +176,7 @@ func (p *Pool) leave(pl *place) {
 func (q *queue) pop() *place {
 	q.turn = nil
 	if e := q.waiting.Front(); e != nil {
-		q.turn = q.waiting.Remove(e).(*place) //nolint:forcetypeassert // there are no others
+		q.turn, _ = q.waiting.Remove(e).(*place)
 	}
 	return q.turn
 }
@@ -182,8 +192,8 @@ func (p *Pool) obtain(ctx context.Context, pl *place) (*tenure, error) {
 	t := pl.inherited
 	for {
 		if t != nil {
-			if t = p.inherit(ctx, pl, t); t != nil {
-				return t, nil
+			if heir := p.inherit(ctx, pl, t); heir != nil {
+				return heir, nil
 			}
 		}
 		p.mu.Lock()
@@ -332,19 +342,30 @@ func (p *Pool) start(ctx context.Context, pl *place) *attempt {
 	return a
 }
 
-// The pauses between tries where there is no connection to wait on.
+// The pauses between tries where there is no connection to wait on: more than one try
+// in a millisecond would be a load.
 const (
 	firstPause = 5 * time.Millisecond
-	lastPause  = 200 * time.Millisecond
+	lastPause  = 20 * time.Millisecond
+	pauseEach  = time.Millisecond
 )
 
 // pause waits between two tries, for longer each time.
 func (p *Pool) pause(ctx context.Context, pause *time.Duration) error {
+	p.mu.Lock()
+	p.polls++
+	longest := max(lastPause, time.Duration(p.polls)*pauseEach)
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.polls--
+	}()
 	timer := time.NewTimer(*pause/2 + rand.N(*pause/2))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		*pause = min(2**pause, lastPause)
+		*pause = min(2**pause, longest)
 		return nil
 	case <-ctx.Done():
 	case <-p.closing:
@@ -352,34 +373,42 @@ func (p *Pool) pause(ctx context.Context, pause *time.Duration) error {
 	return fmt.Errorf("%w: %w", ErrBusy, p.end(ctx))
 }
 
-// await acquires on the server, waiting there on a connection of its own, or, where
-// there is none and pl needs none, by tries.
-func (p *Pool) await(ctx context.Context, pl *place) (*tenure, error) {
+// await acquires on the server, waiting there.
+func (p *Pool) await(ctx context.Context, pl *place) (t *tenure, err error) {
+	err = p.persist(ctx, pl, func(ctx context.Context, s *seat) (err error) {
+		t, err = p.grant(ctx, pl, s, pl.req)
+		return err
+	}, func() (err error) {
+		t, err = p.try(ctx, pl)
+		return err
+	})
+	return t, err
+}
+
+// persist acquires for pl: by waiting, on a connection apart, or, where there is none
+// to be had for that, by one try after another.
+func (p *Pool) persist(ctx context.Context, pl *place, wait func(context.Context, *seat) error, try func() error) error {
 	pause := firstPause
 	for n := 1; ; {
-		s, err := p.takeToWait(ctx, pl)
+		s, ok, err := p.takeToWait(ctx, pl)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if s == nil {
+		yielded := false
+		if ok {
+			yielded, err = p.waiting(ctx, func(ctx context.Context) error { return wait(ctx, s) })
+			n++
+		}
+		switch {
+		case !ok, yielded:
 			if err := p.pause(ctx, &pause); err != nil {
-				return nil, err
+				return err
 			}
-			t, err := p.try(ctx, pl)
-			if err == nil || !errors.Is(err, ErrBusy) {
-				return t, err
+			if err := try(); err == nil || !errors.Is(err, ErrBusy) {
+				return err
 			}
-			continue
-		}
-		t, err := p.grant(ctx, pl, s, pl.req)
-		if err == nil {
-			return t, nil
-		}
-		if n++; n > acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
-			if errors.Is(err, ErrBusy) || ctx.Err() != nil {
-				err = fmt.Errorf("%w: %w", err, endOf(ctx))
-			}
-			return nil, err
+		case err == nil, n > acquireTries, ctx.Err() != nil, !errors.Is(err, ErrSessionGone):
+			return err
 		}
 	}
 }

@@ -90,7 +90,7 @@ func (p *Pool) take(ctx context.Context, pl *place) (*seat, error) {
 			return p.openShared(ctx, pl)
 		}
 		changed := p.changes()
-		p.needs(pl, fmt.Errorf("%w: all %d connections that the Pool may take are used by locks with OwnSession, or to wait", ErrPoolTooSmall, limit))
+		p.needs(pl, p.occupied(limit))
 		p.mu.Unlock()
 		if err := p.starve(ctx, pl, changed); err != nil {
 			return nil, err
@@ -194,24 +194,38 @@ func (p *Pool) share(s *seat) {
 	p.changed()
 }
 
+// claim is that of a call to a seat apart.
+type claim struct {
+	got   chan *seat
+	above []*tenure // the locks that the call is made under
+}
+
 // takeApart returns a seat that pl has for itself, waiting for it in order.
 func (p *Pool) takeApart(ctx context.Context, pl *place) (*seat, error) {
 	limit, err := p.limit()
 	if err != nil {
 		return nil, err
 	}
-	got := make(chan *seat, 1)
+	c := &claim{got: make(chan *seat, 1), above: p.above(pl.ctx)}
 	p.mu.Lock()
-	e := p.line.PushBack(got)
+	e := p.line.PushBack(c)
 	p.serve()
-	p.needs(pl, fmt.Errorf("%w: all %d that the Pool may have for locks with OwnSession, and for waits, are in use", ErrPoolTooSmall, max(1, limit-1)))
+	if len(c.got) == 0 {
+		if len(c.above) > 0 && p.stuck(limit) {
+			p.line.Remove(e)
+			p.mu.Unlock()
+			return nil, errNested(limit)
+		}
+		p.needs(pl, p.occupied(limit))
+		p.preempt()
+	}
 	p.mu.Unlock()
 	defer p.satisfied(pl)
 	timer := time.NewTimer(starving)
 	defer timer.Stop()
 	for {
 		select {
-		case s := <-got:
+		case s := <-c.got:
 			p.satisfied(pl)
 			return p.fill(ctx, pl, s)
 		case <-timer.C:
@@ -225,13 +239,103 @@ func (p *Pool) takeApart(ctx context.Context, pl *place) (*seat, error) {
 		p.line.Remove(e)
 		p.mu.Unlock()
 		select {
-		case s := <-got:
+		case s := <-c.got:
 			p.putBack(s, nil)
 		default:
+		}
+		if need == nil {
+			need = ErrPoolTooSmall
 		}
 		return nil, fmt.Errorf("%w: %w", need, p.end(ctx))
 	}
 }
+
+// stuck reports whether each seat that could become free for somebody in line is
+// held by a function that itself waits in line. The caller has mu.
+func (p *Pool) stuck(limit int) bool {
+	waits := make(map[*tenure]bool)
+	for e := p.line.Front(); e != nil; e = e.Next() {
+		if c, ok := e.Value.(*claim); ok {
+			for _, t := range c.above {
+				waits[t] = true
+			}
+		}
+	}
+	blocked := func(s *seat) bool {
+		for t := range s.tenures {
+			if waits[t] {
+				return true
+			}
+		}
+		return false
+	}
+	for s := range p.apart {
+		if !blocked(s) {
+			return false
+		}
+	}
+	if len(p.apart) >= mostApart(limit) {
+		return true
+	}
+	for _, s := range p.shared {
+		if !blocked(s) {
+			return false
+		}
+	}
+	return !p.opening && p.conns() >= limit
+}
+
+// occupied says who has the connections. The caller has mu.
+func (p *Pool) occupied(limit int) error {
+	own := 0
+	for s := range p.apart {
+		if len(s.tenures) > 0 {
+			own++
+		}
+	}
+	return fmt.Errorf("%w: all %d that the Pool may take are in use, %d of them by locks with OwnSession and %d by locks that share one; see MaxOpenConns and WithMaxConns",
+		ErrPoolTooSmall, limit, own, len(p.shared))
+}
+
+// wait is one on the server, which can be done without a seat.
+type wait struct{ cancel context.CancelCauseFunc }
+
+// errYield ends a wait whose seat somebody needs to hold a lock: to wait for that
+// could be to wait for oneself, since who holds the other lock may be waiting
+// for this process.
+var errYield = errors.New("sqllock: the connection is needed otherwise")
+
+// preempt has a wait give up its seat. The caller has mu.
+func (p *Pool) preempt() {
+	for w := range p.waits {
+		w.cancel(errYield)
+		delete(p.waits, w)
+		return
+	}
+}
+
+// waiting calls f, which waits on a seat apart, and reports whether it ended since
+// it was to yield.
+func (p *Pool) waiting(ctx context.Context, f func(ctx context.Context) error) (yielded bool, err error) {
+	waitCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	w := &wait{cancel}
+	p.mu.Lock()
+	p.waits[w] = struct{}{}
+	if p.line.Len() > 0 {
+		p.preempt()
+	}
+	p.mu.Unlock()
+	err = f(waitCtx)
+	p.mu.Lock()
+	delete(p.waits, w)
+	p.mu.Unlock()
+	yielded = errors.Is(err, ErrBusy) && ctx.Err() == nil && errors.Is(context.Cause(waitCtx), errYield)
+	return yielded, err
+}
+
+// mostApart is how many seats there may be apart: one is left for locks that share.
+func mostApart(limit int) int { return max(1, limit-1) }
 
 // fill takes a connection for a seat that has none.
 func (p *Pool) fill(ctx context.Context, pl *place, s *seat) (*seat, error) {
@@ -249,35 +353,24 @@ func (p *Pool) fill(ctx context.Context, pl *place, s *seat) (*seat, error) {
 	return s, nil
 }
 
-// takeToWait returns a seat for pl to wait on. It returns none where there is none to
-// be had at once, and pl can do with a shared one.
-func (p *Pool) takeToWait(ctx context.Context, pl *place) (*seat, error) {
-	if pl.req.own {
-		return p.takeApart(ctx, pl)
-	}
+// takeToWait returns a seat for pl to wait on. ok is false where there is none to be
+// had at once, or others need it to hold a lock.
+func (p *Pool) takeToWait(ctx context.Context, pl *place) (s *seat, ok bool, err error) {
 	p.mu.Lock()
-	var s *seat
 	if p.line.Len() == 0 {
 		s = p.reserve()
 	}
 	p.mu.Unlock()
 	if s == nil || s.conn != nil {
-		return s, nil
+		return s, s != nil, nil
 	}
 	short, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
-	conn, err := connOf(short, p.db)
-	if err == nil {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		s.conn = conn
-		return s, nil
+	s, err = p.fill(short, pl, s)
+	if err != nil && short.Err() != nil {
+		err = nil
 	}
-	p.putBack(s, nil)
-	if short.Err() == nil {
-		return nil, err
-	}
-	return nil, nil
+	return s, s != nil, err
 }
 
 // serve gives seats apart to those who wait for one, in order. The caller has mu.
@@ -287,7 +380,8 @@ func (p *Pool) serve() {
 		if s == nil {
 			return
 		}
-		p.line.Remove(e).(chan *seat) <- s //nolint:forcetypeassert // there are no others
+		c, _ := p.line.Remove(e).(*claim)
+		c.got <- s
 	}
 }
 
@@ -296,7 +390,7 @@ func (p *Pool) serve() {
 // has mu.
 func (p *Pool) reserve() *seat {
 	limit, err := p.limit()
-	if err != nil || len(p.apart) >= max(1, limit-1) {
+	if err != nil || len(p.apart) >= mostApart(limit) {
 		return nil
 	}
 	if p.conns() < limit {

@@ -125,7 +125,8 @@ func (q *queue) calls() []*place {
 		cs = append(cs, q.turn)
 	}
 	for e := q.waiting.Front(); e != nil; e = e.Next() {
-		cs = append(cs, e.Value.(*place)) //nolint:forcetypeassert // there are no others
+		c, _ := e.Value.(*place)
+		cs = append(cs, c)
 	}
 	return cs
 }

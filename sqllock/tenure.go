@@ -248,11 +248,12 @@ func (t *tenure) lost(err error) {
 	if errors.Is(err, ErrSessionGone) {
 		p.lose(t.seat)
 	}
-	t.ended = t.place.req.own && !t.retired
+	own := t.place.req.own && !t.retired
+	t.ended = own
 	p.goes(func() {
 		t.stop()
 		switch {
-		case t.ended:
+		case own:
 		case errors.Is(err, errExpired):
 			p.drop(t, t.lock.free(t.place.ctx))
 		default:

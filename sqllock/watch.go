@@ -76,7 +76,7 @@ type question struct {
 
 // questions are one for each session, and those that have had no statement for
 // long, which are to get one. The caller has mu.
-func (p *Pool) questions() (asked []question, idle []question) {
+func (p *Pool) questions() (asked, idle []question) {
 	one := func(s *seat) {
 		if s.gone || s.users > 0 && !s.shared {
 			return // its call finds out
@@ -150,7 +150,8 @@ func (p *Pool) ask(w Watcher, asked []question, all bool) {
 				return
 			}
 			r.unable = r.unable || errors.Is(a.err, ErrPoolTooSmall)
-			if r.pending--; r.pending == 0 {
+			r.pending--
+			if r.pending == 0 {
 				r.side()
 			}
 		case <-half.C:

@@ -2,8 +2,11 @@ package txguard
 
 import (
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/sqllock/go-sqllock/sqllock"
 )
 
 // What became of the work. Every error of a guarded transaction is an
@@ -62,6 +65,7 @@ func (e *OutcomeError) Unwrap() []error { return []error{e.Outcome, e.Err} }
 
 var (
 	errLockOptions = errors.New("WithLockOptions is for Do and TryDo: this lock has been acquired already")
+	errShared      = fmt.Errorf("%w: the lock shares its session with others of its Pool; acquire it with sqllock.OwnSession()", sqllock.ErrUnsupported)
 	errLockNil     = errors.New("the lock is nil: acquire one, or use Do")
 	errLockerNil   = errors.New("the *sqllock.Locker is nil: make one by sqllock.New")
 	errFuncNil     = errors.New("the function is nil")

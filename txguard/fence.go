@@ -124,6 +124,9 @@ func (f *Fence) Raise(ctx context.Context, lock *sqllock.Lock) (*Fenced, error) 
 // mint makes a token on the session of lock: where the session lives, it holds the
 // lock, so tokens grow in the order of the grants.
 func (f *Fence) mint(ctx context.Context, lock *sqllock.Lock) (token int64, err error) {
+	if lock.Conn() == nil {
+		return 0, fmt.Errorf("a token for the lock can't be made on its session: %w", errShared)
+	}
 	leave, err := occupy(lock.Conn())
 	if err != nil {
 		return 0, err

@@ -109,7 +109,10 @@ func do(ctx context.Context, locker *sqllock.Locker, name string, fn Func, opts 
 // run is Run with the options as they are, and without settling.
 func (c *config) run(ctx context.Context, lock *sqllock.Lock, fn Func) *OutcomeError {
 	w := &work{config: c, lock: lock, conn: lock.Conn(), fn: fn}
-	w.over = sqllock.InTx{Conn: lock.Conn()}
+	if w.conn == nil {
+		return w.fail(ErrNotBegun, errShared)
+	}
+	w.over = sqllock.InTx{Conn: w.conn}
 	if c.fence != nil {
 		w.write = func(ctx context.Context, conn *sql.Conn) (*Evidence, error) {
 			return c.fence.note(ctx, conn, lock.Grant().Key)
