@@ -296,11 +296,18 @@ type events struct {
 }
 
 func (e *events) observe() sqllock.Option {
-	return sqllock.WithObserver(func(event sqllock.Event) {
+	return onHolders(func(event sqllock.Event) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if event.Holder.Session != 0 || event.Kind == sqllock.Repaired { // others happen to every lock
-			e.all = append(e.all, event)
+		e.all = append(e.all, event)
+	})
+}
+
+// onHolders observes what happens to earlier holders.
+func onHolders(f func(sqllock.Event)) sqllock.Option {
+	return sqllock.WithObserver(func(e sqllock.Event) {
+		if e.Holder.Session != 0 {
+			f(e)
 		}
 	})
 }

@@ -456,7 +456,7 @@ func TestStormProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := &stormWorker{db: db, pid: os.Getpid()}
-	w.locker = sqllock.New(table.New(time.Second, table.WithPool(db)), sqllock.WithObserver(func(e sqllock.Event) {
+	w.locker = sqllock.New(table.New(time.Second, table.WithPool(db)), onHolders(func(e sqllock.Event) {
 		w.report.From = append(w.report.From, e.Holder.Process)
 	}))
 	round := w.unlocked

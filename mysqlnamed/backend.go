@@ -32,7 +32,7 @@ func New(opts ...Option) *Backend {
 
 // Acquire tries, and then waits in slices. See the package's documentation.
 func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Request) (sqllock.Grant, error) {
-	a := attempt{b: b, key: req.Key}
+	a := attempt{b: b, keys: []string{req.Key}}
 	err := userlock.Use(conn, func(s *session.Session) error { return a.try(ctx, s) })
 	for err == nil && a.verdict == userlock.Taken && req.Wait && !userlock.Ended(ctx) {
 		err = userlock.Use(conn, func(s *session.Session) error { return a.wait(ctx, s) })
@@ -45,23 +45,28 @@ func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Reque
 	case a.verdict != userlock.Granted:
 		return sqllock.Grant{}, sqllock.ErrBusy
 	}
-	return sqllock.Grant{Key: req.Key, Session: a.id}, nil
+	return a.grant(req.Key), nil
 }
 
 // forever is no limit to a slice but those of the slice itself and of ctx.
 const forever = time.Hour
 
-// attempt is an Acquire under way. Each of its methods leaves the session either
-// with the lock, and the verdict granted, or as it was before.
+// attempt is an Acquire under way, or a part of an AcquireAll. Each of its methods
+// leaves the session either with all the locks, and the verdict granted, or as it was
+// before.
 type attempt struct {
 	b       *Backend
-	key     string
+	keys    []string
 	id      int64  // of the session
 	version string // of the server
 	verdict int64
 }
 
-// try takes the lock if it is free, after a look at the server if that is due.
+func (a *attempt) grant(key string) sqllock.Grant {
+	return sqllock.Grant{Key: key, Session: a.id}
+}
+
+// try takes the locks if they are free, after a look at the server if that is due.
 func (a *attempt) try(ctx context.Context, s *session.Session) (err error) {
 	first := a.b.admitted.None()
 	if first {
@@ -71,15 +76,12 @@ func (a *attempt) try(ctx context.Context, s *session.Session) (err error) {
 	}
 	var verdict, id, port sql.NullInt64
 	var host, readOnly sql.NullString
-	err = userlock.Ask(ctx, s, tryQuery(a.key), &verdict, &id, &host, &port, &readOnly)
+	err = userlock.Ask(ctx, s, tryQuery(a.keys), &verdict, &id, &host, &port, &readOnly)
 	if err == nil && !verdict.Valid {
 		err = userlock.Interrupted()
 	}
-	if errors.Is(err, sqllock.ErrInterrupted) {
-		return afterTry(ctx, s, a.key, err)
-	}
 	if err != nil {
-		return err
+		return a.afterTry(ctx, s, err)
 	}
 	a.verdict, a.id = verdict.Int64, id.Int64
 	k := userlock.Kind{Host: host.String, Port: port.Int64, ReadOnly: readOnly.String}
@@ -95,7 +97,7 @@ func (a *attempt) try(ctx context.Context, s *session.Session) (err error) {
 		return nil
 	}
 	if a.verdict == userlock.Granted {
-		return userlock.LetGo(ctx, s, userlock.Literal(a.key), err)
+		return userlock.LetGoAll(ctx, s, literals(a.keys), err)
 	}
 	return err
 }
@@ -104,20 +106,25 @@ func (a *attempt) try(ctx context.Context, s *session.Session) (err error) {
 // left without the lock, and the verdict is that it is taken.
 func (a *attempt) wait(ctx context.Context, s *session.Session) (err error) {
 	w := userlock.Waiter{Version: a.version, Control: a.b.control}
-	a.verdict, err = w.Wait(ctx, s, userlock.Literal(a.key), w.Slice(ctx, forever))
+	a.verdict, err = w.Wait(ctx, s, userlock.Literal(a.keys[0]), w.Slice(ctx, forever))
 	return err
 }
 
-// afterTry returns err, the interruption of a try. If the session holds the
-// lock now, nobody knows whether it had done so before.
-func afterTry(ctx context.Context, s *session.Session, key string, err error) error {
+// afterTry returns err, by which a try has failed. An error other than an interruption
+// means that GET_LOCK granted nothing; with several locks it may be that of one after
+// others were granted. If the session holds any of them now, nobody knows whether it
+// had done so before.
+func (a *attempt) afterTry(ctx context.Context, s *session.Session, err error) error {
+	if errors.Is(err, sqllock.ErrSessionGone) || len(a.keys) == 1 && !errors.Is(err, sqllock.ErrInterrupted) {
+		return err
+	}
 	var held sql.NullBool
-	failed := userlock.Ask(ctx, s, checkQuery(key), &held)
+	failed := userlock.Ask(ctx, s, checkQuery(a.keys...), &held)
 	if failed != nil {
-		return fmt.Errorf("%w: it may hold the lock after an interrupted try: %w", sqllock.ErrSessionGone, failed)
+		return fmt.Errorf("%w: it may hold the lock after a try that failed (%w): %w", sqllock.ErrSessionGone, err, failed)
 	}
 	if held.Bool {
-		return fmt.Errorf("%w: it holds the lock after an interrupted try, maybe for the second time: %w", sqllock.ErrSessionGone, err)
+		return fmt.Errorf("%w: it holds the lock after a try that failed, maybe for the second time: %w", sqllock.ErrSessionGone, err)
 	}
 	return err
 }

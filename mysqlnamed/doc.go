@@ -16,6 +16,8 @@
 //	release  SELECT RELEASE_LOCK(n)
 //	check    SELECT IS_USED_LOCK(n) = CONNECTION_ID(); for package txguard, SET of the
 //	         user variable @go_sqllock to what is out of range unless that is so
+//	watch    SELECT IS_USED_LOCK(n1) = id1, IS_USED_LOCK(n2) = id2, … of a hundred grants
+//	group    SELECT IF(try n1 = 1, IF(group of the others = 1, 1, IF(RELEASE_LOCK(n1) = 1, 0, NULL)), 0), …
 //
 // Acquire is a try. The server evaluates one branch of the IF only, so -1 means
 // that the session had the lock already and that no second reference was taken
@@ -31,6 +33,13 @@
 // Between two slices the waiter is out of the server's queue for a moment, and
 // other statements on the conn get their turn. So among waiters that wait for
 // longer than a slice the order is not strict.
+//
+// A group is [Backend.AcquireAll] of up to sixteen locks: all, or none, since the
+// server frees what it has taken when it comes to one that is taken. More locks are
+// several statements; what the earlier ones have taken is let go when a later one
+// fails. Of two names that differ in letter case only MySQL grants none together,
+// since they are one lock. [Backend.Pass] sends nothing: a lock without a token and a
+// TTL is the same lock in the hands of the next tenant.
 //
 // # What can happen between two statements
 //
@@ -54,7 +63,8 @@
 //   - Somebody else interrupts the wait (KILL QUERY, a limit on execution time
 //     that a proxy imposes): RELEASE_LOCK, then ErrInterrupted. If that hits a
 //     try, and the session holds the lock afterwards, it can't be told whether
-//     it did before; the session is closed.
+//     it did before; the session is closed. So it is with a group that fails in
+//     any way, if the session then holds one of its locks.
 //   - The server does not answer for five seconds beyond what was asked of it:
 //     the session is closed, ErrSessionGone. The server may still grant the lock
 //     to the session that was left behind. It notices within about a second
@@ -96,6 +106,8 @@
 // Locks live on one server and are not replicated: a fail-over frees them all.
 // They are global to the server: every schema, every user; see
 // [sqllock.WithNamespace]. MySQL ignores letter case in names, MariaDB does not.
+// Connection ids begin anew when it restarts, and [Backend.Watch], which asks over
+// another session, knows the holder by its id only; [Backend.Check] asks the holder.
 // Two sessions that each wait for a GET_LOCK of the other get
 // [sqllock.ErrDeadlock] at once; a cycle of a GET_LOCK and a row lock is not
 // detected by either server and ends by timeout. A transaction that is open when

@@ -1,15 +1,54 @@
 package mysqlnamed
 
-import "github.com/sqllock/go-sqllock/internal/userlock"
+import (
+	"strconv"
+	"strings"
+
+	"github.com/sqllock/go-sqllock/internal/userlock"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
 
 // tryQuery also brings the session's id and what its kind is told by. The short
 // aliases keep the expressions out of the answer's column names.
-func tryQuery(key string) string {
-	return "SELECT " + userlock.GetLock(userlock.Literal(key), "0") + " v,CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
+func tryQuery(keys []string) string {
+	return "SELECT " + getLocks(literals(keys)) + " v,CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
 }
 
-func checkQuery(key string) string {
-	return "SELECT IS_USED_LOCK(" + userlock.Literal(key) + ")=CONNECTION_ID() v"
+// getLocks takes all of locks, and answers 1, or none: when one is not to be had, what
+// was taken before it is freed again. Both servers evaluate one branch of IF only, and
+// its condition once.
+func getLocks(locks []string) string {
+	first, others := locks[0], locks[1:]
+	get := userlock.GetLock(first, "0")
+	if len(others) == 0 {
+		return get
+	}
+	return "IF(" + get + "=1,IF(" + getLocks(others) + "=1,1,IF(RELEASE_LOCK(" + first + ")=1,0,NULL)),0)"
+}
+
+func literals(keys []string) []string {
+	all := make([]string, len(keys))
+	for i, key := range keys {
+		all[i] = userlock.Literal(key)
+	}
+	return all
+}
+
+// checkQuery asks whether the session holds the lock, or any of several.
+func checkQuery(keys ...string) string {
+	all := make([]string, len(keys))
+	for i, lock := range literals(keys) {
+		all[i] = "IS_USED_LOCK(" + lock + ")=CONNECTION_ID()"
+	}
+	return "SELECT " + strings.Join(all, " OR ") + " v"
+}
+
+func watchQuery(grants []sqllock.Grant) string {
+	all := make([]string, len(grants))
+	for i, g := range grants {
+		all[i] = "IS_USED_LOCK(" + userlock.Literal(g.Key) + ")=" + strconv.FormatInt(g.Session, 10) + " v"
+	}
+	return "SELECT " + strings.Join(all, ",")
 }
 
 // holderQuery asks for the lock and for its session in one statement, so that

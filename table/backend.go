@@ -115,10 +115,7 @@ type attempt struct {
 
 // Acquire tries, and then waits, or takes over. See the package's documentation.
 func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Request) (sqllock.Grant, error) {
-	a := &attempt{b: b, req: req, bell: text(req.Key), ttl: seconds(req.TTL)}
-	if req.TTL == 0 {
-		a.ttl = seconds(b.ttl)
-	}
+	a := &attempt{b: b, req: req, bell: text(req.Key), ttl: b.lease(req)}
 	for {
 		err := userlock.Use(conn, func(s *session.Session) error { return a.step(ctx, s) })
 		switch {
@@ -349,8 +346,7 @@ func (a *attempt) made(res result, start time.Time) (err error) {
 		if token, err = res.LastInsertId(); err != nil {
 			return err
 		}
-		for seen := a.b.floor.Load(); seen < token && !a.b.floor.CompareAndSwap(seen, token); seen = a.b.floor.Load() {
-		}
+		a.b.saw(token)
 	}
 	a.b.last.Store(a.srv)
 	a.b.doomed.forget(a.req.Key)
@@ -359,6 +355,12 @@ func (a *attempt) made(res result, start time.Time) (err error) {
 		Key: a.req.Key, Session: a.id, Token: token, Until: start.Add(length(a.ttl, time.Second)), State: a.srv,
 	}
 	return nil
+}
+
+// saw has the tokens that follow be greater.
+func (b *Backend) saw(token int64) {
+	for seen := b.floor.Load(); seen < token && !b.floor.CompareAndSwap(seen, token); seen = b.floor.Load() {
+	}
 }
 
 func (a *attempt) tokenFloor() int64 { return max(a.floor, a.b.floor.Load()) + 1 }
@@ -846,6 +848,14 @@ func (b *Backend) extend(ctx context.Context, s *session.Session, srv *server, q
 // length is n units, or the longest duration there is.
 func length(n int64, unit time.Duration) time.Duration {
 	return time.Duration(min(n, int64(math.MaxInt64/unit))) * unit
+}
+
+// lease is the TTL that a grant for req has, in seconds.
+func (b *Backend) lease(req sqllock.Request) int64 {
+	if req.TTL == 0 {
+		return seconds(b.ttl)
+	}
+	return seconds(req.TTL)
 }
 
 // seconds rounds up.

@@ -33,6 +33,8 @@
 //	kill     KILL CONNECTION IF(IS_USED_LOCK(n) = id AND created >= start of the server, id, 0)
 //	release  DELETE … WHERE IF(the row is of this grant, RELEASE_LOCK(n), 0) = 1
 //	extend   UPDATE … SET created, ttl WHERE the row is of this grant, alive and in time
+//	pass     UPDATE … SET created, ttl, token WHERE as for extend
+//	watch    SELECT of a hundred grants whether the row is there, alive and in time
 //	check    SELECT what is left WHERE the row is of this grant and alive; for package
 //	         txguard, SET of @go_sqllock to what is out of range unless the session has
 //	         the doorbell
@@ -57,12 +59,15 @@
 //   - There is no row: claim, if the doorbell is ours; else wait for it. Somebody is
 //     between two statements, or another program has a GET_LOCK of that name.
 //
+// Several locks are acquired one by one: an INSERT of several rows into a MyISAM table
+// keeps the first ones when a later one fails, so it is not all or nothing.
+//
 // # What can happen between two statements
 //
 //   - The holder extends, or somebody else takes over, after the look: condemn and
 //     remove compare every column and find nothing; look again.
-//   - The holder extends or releases after it has been condemned: neither finds its
-//     row, both say ErrLost, and the session is closed rather than used again. So
+//   - The holder extends, passes or releases after it has been condemned: none finds
+//     its row, all say ErrLost, and the session is closed rather than used again. So
 //     who is killed is the stale holder, never a session that has got the lock anew
 //     or waits for it. A session that acquires anew where its own row of a lock it has
 //     released was left behind (see Transactions) looks like a hung holder for a
@@ -85,6 +90,9 @@
 //     doorbell is free and there is no row, or one that is obsolete.
 //   - The answer to a claim over the pool is lost: the doorbell is let go, so the
 //     row, if it is there, is obsolete.
+//   - A pass is interrupted when it has changed the row: nobody knows the new token,
+//     so the release that follows does not find its row, says ErrLost, and the session
+//     is closed.
 //   - The process dies anywhere: as above. The host dies, or the network to it: the
 //     row is obsolete when its TTL is over, and the session is killed.
 //   - The row is removed behind the back of its holder (an operator, TRUNCATE, PHP's
@@ -119,7 +127,8 @@
 // Acquire and Extend return ErrInTransaction, and Release frees the doorbell and
 // leaves the row, which is obsolete, to the next one. Check does not read an InnoDB
 // row in a transaction, which would be a part of it: without a pool, and for package
-// txguard, it answers by the doorbell and the local time. A pending SET TRANSACTION of the caller's is used up on
+// txguard, it answers by the doorbell and the local time. Pass and
+// Watch take it that their session is in none. A pending SET TRANSACTION of the caller's is used up on
 // InnoDB and MySQL.
 //
 // # Names

@@ -35,21 +35,6 @@ func Ended(ctx context.Context) bool {
 	return ctx.Err() != nil || ok && time.Until(deadline) < time.Millisecond
 }
 
-// LetGo frees lock if the session has been granted it by a statement that was
-// interrupted or is no longer wanted, and returns err, unless the session has
-// to be given up for it. The session did not hold it before that statement.
-func LetGo(ctx context.Context, s *session.Session, lock string, err error) error {
-	var freed sql.NullInt64
-	failed := Ask(ctx, s, Release(lock), &freed)
-	if errors.Is(failed, sqllock.ErrInterrupted) {
-		failed = Ask(ctx, s, Release(lock), &freed)
-	}
-	if failed == nil {
-		return err
-	}
-	return fmt.Errorf("%w: it may hold the lock after an interrupted wait: %w", sqllock.ErrSessionGone, failed)
-}
-
 // AskOver is Ask for every Querier. What is no session of the caller's, like a
 // *sql.DB, takes the end of ctx well; a transaction is given time to answer, and
 // has to live with what becomes of it if it does not.

@@ -3,6 +3,7 @@ package userlock
 import (
 	"encoding/hex"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -33,8 +34,10 @@ func GetLock(n, timeout string) string {
 	return "IF(IS_USED_LOCK(" + n + ")=CONNECTION_ID(),-1,GET_LOCK(" + n + "," + timeout + "))"
 }
 
-// Release is the statement that frees lock.
-func Release(lock string) string { return "SELECT RELEASE_LOCK(" + lock + ") v" }
+// Release is the statement that frees locks, with a column for each.
+func Release(locks ...string) string {
+	return "SELECT RELEASE_LOCK(" + strings.Join(locks, ") v,RELEASE_LOCK(") + ") v"
+}
 
 // query waits for at most d, which is positive. MySQL knows whole seconds
 // only, so there the hint cuts the statement short. The hint, and SET STATEMENT
