@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
+	"github.com/sqllock/go-sqllock/txguard"
 
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
@@ -36,20 +38,29 @@ func pool(tb testing.TB, db *sql.DB, b sqllock.Backend, opts ...sqllock.PoolOpti
 }
 
 // onEachBackend runs a test with every backend on every server; open returns a new
-// *sql.DB each time.
+// *sql.DB on one database each time.
 func onEachBackend(t *testing.T, test func(t *testing.T, b func() sqllock.Backend, open func() *sql.DB)) {
 	t.Helper()
 	onEach(t, func(t *testing.T, s *testdb.Server) {
-		t.Run("mysqlnamed", func(t *testing.T) {
-			test(t, func() sqllock.Backend { return mysqlnamed.New() }, func() *sql.DB { return open(t, s) })
-		})
-		for _, engine := range engines {
-			t.Run(engine, func(t *testing.T) {
-				name := database(t, lockTable(t, s, engine))
-				test(t, func() sqllock.Backend { return table.New(time.Minute) }, func() *sql.DB { return open(t, s, inDatabase(name)) })
+		run := func(name string, db *sql.DB, b func() sqllock.Backend) {
+			t.Run(name, func(t *testing.T) {
+				name := database(t, db)
+				test(t, b, func() *sql.DB { return open(t, s, inDatabase(name)) })
 			})
 		}
+		run("mysqlnamed", schema(t, s), func() sqllock.Backend { return mysqlnamed.New() })
+		for _, engine := range engines {
+			run(engine, lockTable(t, s, engine), func() sqllock.Backend { return table.New(time.Minute) })
+		}
 	})
+}
+
+// slow skips what takes long on InnoDB, where MyISAM shows the same of the Pool.
+func slow(t *testing.T) {
+	t.Helper()
+	if strings.HasSuffix(t.Name(), "InnoDB") {
+		t.Skip("played on MyISAM")
+	}
 }
 
 // TestPoolOneName: a thousand goroutines and one name on four connections.
@@ -165,3 +176,137 @@ func TestPoolStorm(t *testing.T) {
 }
 
 func inDatabase(name string) func(*mysql.Config) { return func(c *mysql.Config) { c.DBName = name } }
+
+// TestPoolManyNames: 5,000 names held at a time on a *sql.DB with eight connections,
+// of which the application still gets some; each is held on the server.
+func TestPoolManyNames(t *testing.T) {
+	onEachBackend(t, func(t *testing.T, b func() sqllock.Backend, open func() *sql.DB) {
+		slow(t)
+		db, other := open(), open()
+		db.SetMaxOpenConns(8)
+		backend := b()
+		p := pool(t, db, backend)
+		prefix := lockName("many")
+		locks := make([]*sqllock.Lock, 5000)
+		var wg sync.WaitGroup
+		for g := range 50 {
+			wg.Go(func() {
+				for i := g; i < len(locks); i += 50 {
+					l, err := p.Lock(t.Context(), fmt.Sprint(prefix, i))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					locks[i] = l
+				}
+			})
+		}
+		wg.Wait()
+		if t.Failed() {
+			return
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		for range 4 { // of the application, at a time
+			tx, err := db.BeginTx(ctx, nil)
+			if err != nil {
+				t.Fatalf("the application wants a transaction: %v", err)
+			}
+			defer tx.Rollback() //nolint:errcheck // nothing was done in it
+		}
+		s := p.Stats()
+		if s.Held != len(locks) || s.Conns < 2 || s.Conns > 4 {
+			t.Errorf("%d locks on %d connections", s.Held, s.Conns)
+		}
+		k, c := sqllock.New(b()), conn(t, other)
+		for i := 0; i < len(locks); i += 250 {
+			_, err := k.TryLock(t.Context(), c, locks[i].Name())
+			wantErr(t, "TryLock by another process", err, sqllock.ErrBusy)
+		}
+		for _, l := range locks {
+			if err := l.Release(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := 0; i < len(locks); i += 250 {
+			release(t, acquire(t, k, c, locks[i].Name()))
+		}
+	})
+}
+
+// TestPoolLeavesOthersTheirTurn: two processes with a hundred goroutines each on one
+// name share it, though each hands it on within itself.
+func TestPoolLeavesOthersTheirTurn(t *testing.T) {
+	onEachBackend(t, func(t *testing.T, b func() sqllock.Backend, open func() *sql.DB) {
+		slow(t)
+		name := lockName("turns")
+		var order []int
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		var wg sync.WaitGroup
+		for process := range 2 {
+			p := pool(t, open(), b())
+			for range 100 {
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						err := p.Do(ctx, name, func(context.Context, *sqllock.Lock) error {
+							if order = append(order, process); len(order) == 3000 {
+								stop()
+							}
+							return nil
+						})
+						if err != nil && ctx.Err() == nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+		}
+		wg.Wait()
+		// The first of them to come had it alone for a while.
+		first := 0
+		for first < len(order) && order[first] == order[0] {
+			first++
+		}
+		run, longest, turns := 0, 0, 0
+		for i, process := range order[first:] {
+			if i > 0 && process != order[first+i-1] {
+				run, turns = 0, turns+1
+			}
+			run++
+			longest = max(longest, run)
+		}
+		t.Logf("%d turns, the longest with %d functions", turns, longest)
+		if turns < 10 {
+			t.Errorf("after the first %d functions the processes changed %d times in %d, the longest turn was %d", first, turns, len(order), longest)
+		}
+	})
+}
+
+// TestPoolGuard: a lock with a session of its own guards a transaction; one that
+// shares its session is refused with what to do.
+func TestPoolGuard(t *testing.T) {
+	onEachBackend(t, func(t *testing.T, b func() sqllock.Backend, open func() *sql.DB) {
+		db := open()
+		do(t, db, "CREATE TABLE work (id int PRIMARY KEY)")
+		p := pool(t, db, b())
+		work := func(ctx context.Context, l *sqllock.Lock) error {
+			return txguard.Run(ctx, l, func(ctx context.Context, tx *sql.Tx) error {
+				_, err := tx.ExecContext(ctx, "INSERT INTO work VALUES (1)")
+				return err
+			})
+		}
+		err := p.Do(t.Context(), lockName("guard"), work)
+		wantErr(t, "Run with a lock that shares its session", err, txguard.ErrNotBegun)
+		wantErr(t, "Run with a lock that shares its session", err, sqllock.ErrUnsupported)
+		if err == nil || !strings.Contains(err.Error(), "OwnSession") {
+			t.Errorf("the error should say what to do: %v", err)
+		}
+		if err := p.Do(t.Context(), lockName("guard"), work, sqllock.OwnSession()); err != nil {
+			t.Error(err)
+		}
+		if n := ask[int](t, db, "SELECT COUNT(*) FROM work"); n != 1 {
+			t.Errorf("%d rows were committed", n)
+		}
+	})
+}

@@ -101,6 +101,28 @@ type Passer interface {
 	Pass(ctx context.Context, conn *sql.Conn, g Grant, req Request) (Grant, error)
 }
 
+// Relinquisher is a Backend whose session may still have a part of a lock that is
+// lost. Without it such a session is closed, with all other locks on it.
+type Relinquisher interface {
+	Backend
+
+	// Relinquish frees what the session under conn may still have of g, which is
+	// lost, and under which nothing was begun on that session.
+	Relinquish(ctx context.Context, conn *sql.Conn, g Grant) error
+}
+
+// GroupExtender is a Leaser that extends many grants at a time, on whichever
+// sessions they are, without asking those.
+type GroupExtender interface {
+	Leaser
+
+	// ExtendAll is Extend for all of grants, which have different keys, over the session
+	// under conn, which may hold none of them and is in no transaction. held tells of
+	// each whether it ends at until now, or had ended before. After an error each of
+	// them ends when it did before, or at until.
+	ExtendAll(ctx context.Context, conn *sql.Conn, grants []Grant, ttl time.Duration) (held []bool, until time.Time, err error)
+}
+
 // GroupAcquirer is a Backend that acquires several keys at once in fewer round
 // trips than one by one.
 type GroupAcquirer interface {

@@ -12,6 +12,8 @@
 //   - [Locker.Lock] and [Locker.TryLock] work on a *sql.Conn of the caller and
 //     return a [Lock], a handle that the caller releases.
 //
+// A [Pool] does the same for many goroutines, over few connections; see below.
+//
 // A lock lives in a database session, so a handle is bound to the *sql.Conn it
 // was acquired on. The handle ends in exactly one of three ways, and
 // [Lock.Err] tells which:
@@ -30,6 +32,52 @@
 // with what was begun on it, since it must not outlive the lock. [Lock.Token] is a
 // number that grows with every grant, for stores that refuse late writes.
 //
+// # Many locks, many waiters
+//
+// A Locker takes a connection for each lock and for each wait. A Pool does not:
+//
+//	goroutines          queue for a key, first come, first served; one has the turn
+//	the one with the turn   tries on a shared session; if another process has the lock, an
+//	                    attempt waits for it on the server, in a goroutine and on a session
+//	                    of its own, and stays with the queue when its caller gives up
+//	release             hands the lock to the next in the queue, on the same session: without
+//	                    a statement, or, for a lease, by one that gives it the next one's
+//	                    TTL and a new token; after 16 of these, or if nobody waits, it is
+//	                    released on the server
+//	locks               share sessions, about 500 each; one with [OwnSession] has its own
+//	watch               one statement each interval, over one of the sessions: for each
+//	                    session, whether it still holds one of its locks, as which it lives
+//
+// What can happen between two steps:
+//
+//   - A caller gives up in the queue: it leaves at once. If it has just been given the
+//     turn, or the lock, that goes on to the next, or is released, without the caller.
+//   - A caller gives up while its attempt waits on the server: the next in the queue
+//     gets the attempt. If there is none, it is called off; what it was granted at that
+//     moment is released.
+//   - There is no connection to wait on: the name is tried at intervals. To wait on one is
+//     a convenience that nobody else may have to wait for, since who holds the lock may
+//     be waiting for a lock of ours, for which there is no connection: an OwnSession that
+//     needs it ends the wait. What holds a connection is either held itself,
+//     or over soon.
+//   - Functions that hold an OwnSession each wait for a further one: the call that
+//     closes the circle gets [ErrPoolTooSmall]. It is known from the ctx that fn gets,
+//     so pass that on.
+//   - A shared session ends (KILL, wait_timeout, a broken network, an operator's Break):
+//     all of its locks are lost, and their functions are told. That is the price of
+//     sharing; a lock with OwnSession ends alone.
+//   - A lease ends under its tenant: by the local clock, before anybody else can take it.
+//     The Pool frees it on the server at once, so that nobody has a reason to kill the
+//     session that others share, and the next in the queue goes on. (A process that
+//     is stopped for longer than the TTL can't; its session is killed, with all on it.)
+//   - The watch is not answered within [WithAnswerTime]: it has asked over a second
+//     session after half of that. What no session has vouched for is lost to us.
+//   - The application uses all of its connections: the watch asks over the Pool's own.
+//     If these are all in use by their tenants, too, it can't tell, and asks again.
+//   - The function of an OwnSession works on that session: nothing is sent there.
+//     The watch asks about it elsewhere.
+//   - The process dies: the server frees all, as ever.
+//
 // # Work that must not be committed after a loss
 //
 // Package txguard runs it in a transaction on [Lock.Conn], or behind a fence, and
@@ -43,7 +91,7 @@
 //     Release then says so.
 //   - Loss is never silent. A lost lock closes [Lock.Done], and every later
 //     call on the handle returns [ErrLost]. Losses are found by asking the
-//     server: Check, Release, and the watch that Do keeps.
+//     server: Check, Release, and the watch that a Do, or a Pool, keeps.
 //   - An acquire that is busy, times out or is cancelled leaves the caller's
 //     session usable and without the lock. Where that is not possible the error
 //     matches [ErrSessionGone] and the session has been closed.

@@ -15,6 +15,9 @@ var (
 	// errReleased is how a lock ends that was released.
 	errReleased = fmt.Errorf("%w: it has been released", ErrNotHeld)
 
+	// errLostAlone is how a lock ends that shared its session with others.
+	errLostAlone = fmt.Errorf("%w: the server does not have it any more as it was granted", ErrLost)
+
 	// errExpired is how a lock of a Pool ends whose time is over.
 	errExpired = fmt.Errorf("%w: its TTL is over", ErrLost)
 )
@@ -376,24 +379,32 @@ func (l *Lock) ask(ctx context.Context, f func(Grant) error) error {
 	if err != nil && !errors.Is(err, ErrLost) {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
-	if err != nil {
-		sessions.forget(l)
-	}
-	if errors.Is(err, ErrSessionGone) {
-		sessions.discard(l.conn, errUnsettled) // before anybody is told, and may put it back
-	}
-	if err != nil {
-		l.end(err)
-	}
-	l.mu.Lock()
-	releasing := l.releasing
-	l.mu.Unlock()
-	if releasing {
+	if l.over() {
 		// The answer is of a moment before or after the release.
 		<-l.done
 		return l.how()
 	}
+	if err == nil {
+		return nil
+	}
+	switch {
+	case l.shared():
+		err = errLostAlone // whether the session has to go, the Pool finds out
+	case errors.Is(err, ErrSessionGone):
+		sessions.forget(l)
+		sessions.discard(l.conn, errUnsettled) // before anybody is told, and may put it back
+	default:
+		sessions.forget(l)
+	}
+	l.end(err)
 	return err
+}
+
+// over reports whether the lock has ended, or a Release has begun.
+func (l *Lock) over() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.releasing || l.err != nil
 }
 
 // connDone explains sql.ErrConnDone to the person who wonders what became of
@@ -460,12 +471,6 @@ func (l *Lock) startRelease() bool {
 	return true
 }
 
-func (l *Lock) isReleasing() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.releasing
-}
-
 // free has the backend release the grant, and tells how the lock has ended.
 func (l *Lock) free(ctx context.Context) error {
 	err := l.locker.backend.Release(context.WithoutCancel(ctx), l.conn, l.Grant())
@@ -475,6 +480,8 @@ func (l *Lock) free(ctx context.Context) error {
 		return errReleased
 	case errors.Is(err, sql.ErrConnDone):
 		return l.connDone(err)
+	case errors.Is(err, ErrLost) && l.shared() && l.relinquish(ctx):
+		return errLostAlone
 	case errors.Is(err, ErrSessionGone) || !errors.Is(err, ErrLost):
 		sessions.discard(l.conn, errUnsettled)
 		if !errors.Is(err, ErrLost) {
@@ -482,6 +489,13 @@ func (l *Lock) free(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// relinquish frees what a session may still have of a lost lock, for the sake of the
+// others on it.
+func (l *Lock) relinquish(ctx context.Context) bool {
+	b, ok := l.locker.backend.(Relinquisher)
+	return ok && b.Relinquish(context.WithoutCancel(ctx), l.conn, l.Grant()) == nil
 }
 
 func (l *Lock) fail(op string, err error) error {

@@ -254,10 +254,10 @@ func (t *tenure) lost(err error) {
 		t.stop()
 		switch {
 		case own:
-		case errors.Is(err, errExpired):
-			p.drop(t, t.lock.free(t.place.ctx))
-		default:
+		case errors.Is(err, ErrSessionGone):
 			p.drop(t, err)
+		default: // the session has others, and may have a part of this one
+			p.drop(t, t.lock.free(t.place.ctx))
 		}
 		p.leave(t.place)
 	})
@@ -293,51 +293,4 @@ func (t *tenure) evict(ctx context.Context) {
 	t.lock.conclude(errEvicted, true)
 	t.pool.drop(t, t.lock.free(ctx))
 	t.pool.leave(t.place)
-}
-
-// keepDue has keep extend the lease.
-func (t *tenure) keepDue() {
-	p := t.pool
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.due = append(p.due, t)
-	if !p.keeping {
-		p.keeping = true
-		p.goes(p.keep)
-	}
-}
-
-// keep extends leases that are due, one after another, until none is.
-func (p *Pool) keep() {
-	for {
-		p.mu.Lock()
-		if len(p.due) == 0 {
-			p.keeping = false
-			p.mu.Unlock()
-			return
-		}
-		t := p.due[0]
-		p.due = p.due[1:]
-		p.mu.Unlock()
-		t.extend()
-	}
-}
-
-// extend has the lease last another TTL, but no longer than it may be held. What
-// fails without losing the lock is tried again.
-func (t *tenure) extend() {
-	l := t.lock
-	ttl := min(t.ttl, t.place.req.keep-time.Since(l.since))
-	left := l.Remaining()
-	if left <= 0 || ttl <= left {
-		return
-	}
-	pause := t.ttl / 3
-	if err := l.extend(t.place.ctx, ttl); err != nil {
-		if l.ended() {
-			return
-		}
-		pause = min(left/4, time.Second)
-	}
-	t.kept.Reset(max(pause, time.Millisecond))
 }

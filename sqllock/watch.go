@@ -256,7 +256,7 @@ func (r *round) settle(held []bool) {
 	for i, q := range r.asked {
 		if held[i] {
 			q.seat.seen, alive[q.seat] = r.start, true
-		} else if _, still := p.held[q.tenure]; still && !q.tenure.lock.isReleasing() {
+		} else if _, still := p.held[q.tenure]; still && !q.tenure.lock.over() {
 			missing = append(missing, q)
 		}
 	}

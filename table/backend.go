@@ -125,7 +125,7 @@ func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Reque
 			a.reshaped, a.tried, a.srv = true, false, nil
 			b.last.Store(nil)
 		case damaged(err) && !a.repaired:
-			a.repaired = true
+			a.repaired, a.tried = true, false
 			err = b.repair(ctx, req, err)
 			if err != nil {
 				return sqllock.Grant{}, err
@@ -316,7 +316,11 @@ func (a *attempt) afterTry(ctx context.Context, err error) error {
 	}
 	if failed == nil {
 		var r *row
-		if r, failed = a.look(ctx); damaged(failed) && !a.repaired {
+		// Servers crash when two sessions read at a time what is missing of an index.
+		if failed = err; !damaged(err) || a.repaired || a.b.pool == nil {
+			r, failed = a.look(ctx)
+		}
+		if damaged(failed) && !a.repaired {
 			a.repaired = true
 			if failed = a.b.repair(ctx, a.req, failed); failed == nil {
 				err = nil // go on

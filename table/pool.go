@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sqllock/go-sqllock/internal/session"
@@ -13,8 +14,10 @@ import (
 )
 
 var (
-	_ sqllock.Watcher = (*Backend)(nil)
-	_ sqllock.Passer  = (*Backend)(nil)
+	_ sqllock.Watcher       = (*Backend)(nil)
+	_ sqllock.Passer        = (*Backend)(nil)
+	_ sqllock.GroupExtender = (*Backend)(nil)
+	_ sqllock.Relinquisher  = (*Backend)(nil)
 )
 
 // Watch asks for a hundred grants in one statement, over any session with the same
@@ -69,4 +72,42 @@ func (b *Backend) Pass(ctx context.Context, conn *sql.Conn, g sqllock.Grant, req
 	}
 	g.Until = start.Add(length(ttl, time.Second))
 	return g, nil
+}
+
+// extendAtOnce is how many leases one statement extends.
+const extendAtOnce = 100
+
+// ExtendAll extends a hundred grants by two statements: the first one extends, the
+// second one asks which are held, since the number of rows that have been changed
+// does not tell. What is held then had been held when it was extended: a grant whose
+// time is over, or whose session has lost the doorbell, is so for ever.
+func (b *Backend) ExtendAll(ctx context.Context, conn *sql.Conn, grants []sqllock.Grant, ttl time.Duration) (held []bool, until time.Time, err error) {
+	s := seconds(ttl)
+	until = time.Now().Add(length(s, time.Second))
+	for some := range slices.Chunk(grants, extendAtOnce) {
+		srv, err := serverOf(some[0])
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		err = session.Use(conn, func(ses *session.Session) error {
+			_, err := userlock.Exec(ctx, ses, srv.queries.extendAll(some, s))
+			return err
+		})
+		if err != nil {
+			return nil, time.Time{}, b.explain(err)
+		}
+		kept, err := b.Watch(ctx, conn, some)
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		held = append(held, kept...)
+	}
+	return held, until, nil
+}
+
+// Relinquish lets go of the doorbell. From then on nobody kills the session for the
+// lock, since the KILL depends on the doorbell; a session that has been killed before
+// says so.
+func (b *Backend) Relinquish(ctx context.Context, conn *sql.Conn, g sqllock.Grant) error {
+	return userlock.Use(conn, func(s *session.Session) error { return userlock.LetGo(ctx, s, text(g.Key), nil) })
 }

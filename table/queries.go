@@ -185,6 +185,17 @@ func (q queries) watch(grants []sqllock.Grant) string {
 		" WHERE name IN (" + strings.Join(names, ",") + ") AND " + until + ">UNIX_TIMESTAMP()"
 }
 
+// extendAll is extend for several grants.
+func (q queries) extendAll(grants []sqllock.Grant, ttl int64) string {
+	names, rows := make([]string, len(grants)), make([]string, len(grants))
+	for i, g := range grants {
+		names[i] = text(g.Key)
+		rows[i] = "name=" + names[i] + " AND " + queries{migrated: g.Token != 0}.mine(g) + " AND connection_id=IS_USED_LOCK(" + names[i] + ")"
+	}
+	return "UPDATE " + q.table + " SET created=UNIX_TIMESTAMP(),ttl=" + num(ttl) + " WHERE name IN (" + strings.Join(names, ",") + ")" +
+		" AND " + until + ">UNIX_TIMESTAMP() AND (" + strings.Join(rows, " OR ") + ")"
+}
+
 // holders asks for whom there is to see: of one key, or of all rows.
 func (q queries) holders(key string) string {
 	token, holder := "0", "''"

@@ -109,8 +109,8 @@ func testTimeout(t *testing.T, b *bench) {
 	session := b.session(t, waiter)
 	l := b.lock(t, holder, b.name)
 	for _, d := range []time.Duration{time.Millisecond, 30 * time.Millisecond, 300 * time.Millisecond, 1100 * time.Millisecond} {
-		ctx, cancel := context.WithTimeout(t.Context(), d)
 		before := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), d)
 		_, err := b.locker.Lock(ctx, waiter, b.name)
 		// The wait is in whole milliseconds, and one that is shorter is none.
 		if waited := time.Since(before); waited < d-2*time.Millisecond {

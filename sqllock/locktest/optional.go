@@ -28,6 +28,9 @@ func optionalTests(backend sqllock.Backend) (tests []subtest) {
 			tests = append(tests, subtest{"PassOfALease", func(t *testing.T, b *bench) { testPassOfALease(t, b, p, l) }})
 		}
 	}
+	if e, ok := backend.(sqllock.GroupExtender); ok {
+		tests = append(tests, subtest{"ExtendAll", func(t *testing.T, b *bench) { testExtendAll(t, b, e) }})
+	}
 	if g, ok := backend.(sqllock.GroupAcquirer); ok {
 		tests = append(tests,
 			subtest{"AcquireAll", func(t *testing.T, b *bench) { testAcquireAll(t, b, g) }},
@@ -91,6 +94,43 @@ func testWatch(t *testing.T, b *bench, w sqllock.Watcher) {
 	}
 	b.eventually(t, "the locks of the session that was killed to be gone", func() bool { return slices.Equal(watched(b.db), want) })
 	wantHeld("a session was killed")
+}
+
+// testExtendAll has grants on two sessions, more than one statement extends, and asks
+// over a third one.
+func testExtendAll(t *testing.T, b *bench, e sqllock.GroupExtender) {
+	const n, released = 130, 104
+	conns := []*sql.Conn{b.conn(t), b.conn(t)}
+	grants, want := make([]sqllock.Grant, n), make([]bool, n)
+	for i := range grants {
+		grants[i] = b.grant(t, conns[i%2], b.numbered(i), long)
+		want[i] = i%2 == 0 && i != released
+	}
+	b.end(t, conns[0], grants[released])
+	b.killHolder(t, grants[1])
+	over := b.conn(t)
+	session := b.session(t, over)
+	b.eventually(t, "the killed session's leases to be over", func() bool {
+		before := time.Now()
+		held, until, err := e.ExtendAll(t.Context(), over, grants, 3*long)
+		if err != nil {
+			t.Fatalf("ExtendAll: %v", err)
+		}
+		if until.Before(before.Add(3*long)) || until.After(time.Now().Add(3*long+time.Second)) {
+			t.Errorf("ExtendAll until %v, called at %v", until, before)
+		}
+		return slices.Equal(held, want)
+	})
+	for i, g := range grants {
+		if !want[i] {
+			continue // to ask about one that is gone may cost the session
+		}
+		left, err := e.TimeLeft(t.Context(), conns[0], g)
+		if err != nil || left < 2*long {
+			t.Fatalf("grant %d after ExtendAll: %v left, %v", i, left, err)
+		}
+	}
+	b.usable(t, over, session)
 }
 
 // testWatchExpiry: as to Check, a grant whose time is over is lost.

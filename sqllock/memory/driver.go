@@ -12,7 +12,7 @@ import (
 )
 
 // question is answered with the server's name and the session's id. Backends ask it
-// over whatever they are given, so a driver that wraps this one is no obstacle.
+// over what they are given, since a *sql.DB and a *sql.Tx do not show their session.
 const question = "memory: which server and which session is this?"
 
 var errRowsOpen = errors.New("memory: rows of a query are open on the connection")
@@ -69,10 +69,15 @@ var (
 
 // statement is what all statements have in common.
 func (c *conn) statement(ctx context.Context) error {
-	runtime.Gosched() // others get their turn, as during a round trip
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	return c.usable()
+}
+
+// usable returns why a statement fails, nil if it does not.
+func (c *conn) usable() error {
+	runtime.Gosched() // others get their turn, as during a round trip
 	if c.rows {
 		return errRowsOpen
 	}
@@ -135,19 +140,16 @@ func (c *conn) BeginTx(ctx context.Context, _ driver.TxOptions) (driver.Tx, erro
 	if err := c.statement(ctx); err != nil {
 		return nil, err
 	}
-	return &tx{c, context.WithoutCancel(ctx)}, nil
+	return &tx{c}, nil
 }
 
-type tx struct {
-	conn *conn
-	ctx  context.Context // without an end: driver.Tx has none
-}
+type tx struct{ conn *conn }
 
-// Commit fails if the session has ended, and everything else as it does.
-func (t *tx) Commit() error { return t.conn.statement(t.ctx) }
+// Commit fails if the session has ended, as every statement does.
+func (t *tx) Commit() error { return t.conn.usable() }
 
 // Rollback is like Commit.
-func (t *tx) Rollback() error { return t.conn.statement(t.ctx) }
+func (t *tx) Rollback() error { return t.conn.usable() }
 
 // QueryContext answers the question, and a SELECT of whole numbers.
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {

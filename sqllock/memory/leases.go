@@ -3,6 +3,7 @@ package memory
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -26,6 +27,8 @@ var (
 	_ sqllock.Watcher       = (*Leases)(nil)
 	_ sqllock.Passer        = (*Leases)(nil)
 	_ sqllock.GroupAcquirer = (*Leases)(nil)
+	_ sqllock.GroupExtender = (*Leases)(nil)
+	_ sqllock.Relinquisher  = (*Leases)(nil)
 )
 
 // length is the TTL of what req asks for.
@@ -105,6 +108,29 @@ func (l *Leases) Extend(_ context.Context, _ *sql.Conn, g sqllock.Grant, ttl tim
 	h.expires = h.since.Add(wholeSeconds(ttl))
 	s.settle(s.locks[h.key])
 	return h.expires, nil
+}
+
+// ExtendAll extends all of grants, and does not need conn either.
+func (l *Leases) ExtendAll(ctx context.Context, conn *sql.Conn, grants []sqllock.Grant, ttl time.Duration) ([]bool, time.Time, error) {
+	until := time.Now().Add(wholeSeconds(ttl))
+	held := make([]bool, len(grants))
+	for i, g := range grants {
+		_, err := l.Extend(ctx, conn, g, ttl)
+		if err != nil && !errors.Is(err, sqllock.ErrLost) {
+			return nil, time.Time{}, err
+		}
+		held[i] = err == nil
+	}
+	return held, until, nil
+}
+
+// Relinquish frees what the session under conn has of g.
+func (l *Leases) Relinquish(ctx context.Context, conn *sql.Conn, g sqllock.Grant) error {
+	err := l.server.release(ctx, conn, g, errNotHeld)
+	if errors.Is(err, sqllock.ErrLost) && !errors.Is(err, sqllock.ErrSessionGone) {
+		return nil
+	}
+	return err
 }
 
 // Holder tells which session of the server holds key, or held it when it ended, if

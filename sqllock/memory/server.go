@@ -19,13 +19,13 @@ import (
 type Server struct {
 	name string // tells servers apart
 
-	mu       sync.Mutex         // guards the following, and all that hangs on it
-	pools    int64              // how many DB has made
-	sessions int64              // the id of the latest session
-	tokens   int64              // the latest fencing token
-	failure  error              // what statements fail with, or nil
-	clients  map[int64]*client  // the sessions that live, by id
-	locks    map[string]*lock   // those that somebody holds, or has left behind, by key
+	mu       sync.Mutex        // guards the following, and all that hangs on it
+	pools    int64             // how many DB has made
+	sessions int64             // the id of the latest session
+	tokens   int64             // the latest fencing token
+	failure  error             // what statements fail with, or nil
+	clients  map[int64]*client // the sessions that live, by id
+	locks    map[string]*lock  // those that somebody holds, or has left behind, by key
 }
 
 // New returns a server that nobody is connected to.
@@ -66,7 +66,8 @@ func (s *Server) Leases(ttl time.Duration) *Leases {
 // Lose has the holder of a lock lose it, by ending its session: whatever else that
 // session holds is lost, too, and who waits is granted the lock. The handle finds out
 // as it does on a real server, when the server is asked the next time: by the watch
-// of a Do at the interval of [sqllock.WithCheckInterval], by Check, or by Release.
+// of a Do or a [sqllock.Pool] at the interval of [sqllock.WithCheckInterval], by Check,
+// or by Release.
 //
 // key is the name on the server, as [sqllock.Key] makes it: "billing:invoices" is
 // that of the lock "invoices" of a Locker with the namespace "billing". It returns an
