@@ -17,6 +17,7 @@ type Backend struct {
 	control  *sql.DB
 	allowed  Risk
 	admitted userlock.Admitted[userlock.Kind, string] // with the version seen
+	starts   starts
 }
 
 var _ sqllock.Backend = (*Backend)(nil)
@@ -63,7 +64,7 @@ type attempt struct {
 }
 
 func (a *attempt) grant(key string) sqllock.Grant {
-	return sqllock.Grant{Key: key, Session: a.id}
+	return sqllock.Grant{Key: key, Session: a.id, State: time.Now()}
 }
 
 // try takes the locks if they are free, after a look at the server if that is due.

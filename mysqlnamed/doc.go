@@ -106,8 +106,6 @@
 // Locks live on one server and are not replicated: a fail-over frees them all.
 // They are global to the server: every schema, every user; see
 // [sqllock.WithNamespace]. MySQL ignores letter case in names, MariaDB does not.
-// Connection ids begin anew when it restarts, and [Backend.Watch], which asks over
-// another session, knows the holder by its id only; [Backend.Check] asks the holder.
 // Two sessions that each wait for a GET_LOCK of the other get
 // [sqllock.ErrDeadlock] at once; a cycle of a GET_LOCK and a row lock is not
 // detected by either server and ends by timeout. A transaction that is open when

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/sqllock/go-sqllock/internal/session"
 	"github.com/sqllock/go-sqllock/internal/userlock"
@@ -19,10 +21,61 @@ var (
 )
 
 // Watch asks for a hundred grants in one statement, over any session of the server. It
-// goes by the sessions' ids, which begin anew when the server restarts: a grant from
-// before a restart counts as held if a session that got the same id has the lock now.
+// goes by the sessions' ids; these begin anew when the server restarts, which Watch
+// notices by the time at which it was started.
 func (b *Backend) Watch(ctx context.Context, q sqllock.Querier, grants []sqllock.Grant) (held []bool, err error) {
-	return userlock.Watch(ctx, q, grants, watchQuery)
+	var server sql.NullString
+	var serial sql.NullInt64
+	start := time.Now()
+	held, err = userlock.Watch(ctx, q, grants, watchQuery, &server, &serial)
+	if err != nil {
+		return nil, err
+	}
+	restarted := b.starts.saw(server.String, serial.Int64, start)
+	for i, g := range grants {
+		granted, _ := g.State.(time.Time)
+		held[i] = held[i] && !granted.Before(restarted)
+	}
+	return held, nil
+}
+
+// starts are what is known of when servers were started. It is safe for concurrent
+// use.
+type starts struct {
+	mu   sync.Mutex // guards last
+	last map[string]sighting
+}
+
+// sighting is the latest of a server.
+type sighting struct {
+	serial    int64     // from UUID_SHORT
+	at        time.Time // when it was asked for
+	restarted time.Time // what was granted before this was granted before a restart; zero if there was none
+}
+
+// leap is how much the serial number of a server never grows by between two looks: it
+// begins with the second of the start, times twice as much, and grows by one with each
+// call of UUID_SHORT by anybody.
+const leap = 1 << 23
+
+// saw notes the serial number that a server has given when it was asked at at, and
+// tells before when a grant is of an earlier life of it.
+func (s *starts) saw(server string, serial int64, at time.Time) (restarted time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last, seen := s.last[server]
+	if seen && at.Before(last.at) {
+		return last.restarted
+	}
+	if d := serial - last.serial; seen && (d > leap || d < -leap) {
+		last.restarted = last.at
+	}
+	if s.last == nil {
+		s.last = make(map[string]sighting)
+	}
+	last.serial, last.at = serial, at
+	s.last[server] = last
+	return last.restarted
 }
 
 // Pass returns g, which has neither a token nor a TTL, without a round trip: the driver

@@ -22,7 +22,7 @@ const (
 		"CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
 	anyOfBoth   = "SELECT IS_USED_LOCK(X'6a6f62')=CONNECTION_ID() OR IS_USED_LOCK(X'6b31')=CONNECTION_ID() v"
 	releaseBoth = "SELECT RELEASE_LOCK(X'6a6f62') v,RELEASE_LOCK(X'6b31') v"
-	watchBoth   = "SELECT IS_USED_LOCK(X'6a6f62')=7 v,IS_USED_LOCK(X'6b31')=8 v"
+	watchBoth = "SELECT CONCAT_WS('/',@@hostname,@@port) h,UUID_SHORT()&0xFFFFFFFFFFFFFF s,IS_USED_LOCK(X'6a6f62')=7 v,IS_USED_LOCK(X'6b31')=8 v"
 )
 
 func both() []sqllock.Request { return []sqllock.Request{{Key: "job"}, {Key: "k1"}} }
@@ -68,7 +68,8 @@ func TestAcquireAllVerdicts(t *testing.T) {
 			if err == nil {
 				want = []sqllock.Grant{{Key: "job", Session: 7}, {Key: "k1", Session: 7}}
 			}
-			if !slices.Equal(grants, want) {
+			same := func(a, b sqllock.Grant) bool { return a.Key == b.Key && a.Session == b.Session }
+			if !slices.EqualFunc(grants, want, same) {
 				t.Errorf("got grants %+v, want %+v", grants, want)
 			}
 		})
@@ -167,9 +168,9 @@ func TestWatch(t *testing.T) {
 		held   []bool
 		want   error
 	}{
-		{"held", []driver.Value{1, 1}, []bool{true, true}, errNone},
-		{"one by another session, one by none", []driver.Value{0, nil}, []bool{false, false}, errNone},
-		{"one", []driver.Value{nil, 1}, []bool{false, true}, errNone},
+		{"held", []driver.Value{"db1/3306", 5, 1, 1}, []bool{true, true}, errNone},
+		{"one by another session, one by none", []driver.Value{"db1/3306", 5, 0, nil}, []bool{false, false}, errNone},
+		{"one", []driver.Value{"db1/3306", 5, nil, 1}, []bool{false, true}, errNone},
 		{"1317", []driver.Value{number(1317)}, nil, sqllock.ErrInterrupted},
 		{"ErrInvalidConn", []driver.Value{mysql.ErrInvalidConn}, nil, sqllock.ErrSessionGone},
 	} {
@@ -204,6 +205,51 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// TestWatchAfterRestart: what was granted before the server was started is lost,
+// whoever has its connection id now.
+func TestWatchAfterRestart(t *testing.T) {
+	const second = 1 << 24
+	s := newServer(t)
+	b := mysqlnamed.New()
+	s.admitted()
+	acquire := func() sqllock.Grant {
+		t.Helper()
+		s.tried(1)
+		g, err := b.Acquire(t.Context(), s.conn, sqllock.Request{Key: "job"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	old := acquire()
+	for i, look := range []struct {
+		server string
+		serial int64
+		held   bool
+	}{
+		{"db1/3306", 1000*second + 1, true},
+		{"db1/3306", 1000*second + 1000, true},
+		{"db1/3306", 1000*second + second/4, true}, // many calls of UUID_SHORT by others
+		{"db2/3306", 5 * second, true},             // another server
+		{"db1/3306", 1001*second + 7, false},
+		{"db1/3306", 1001*second + 8, false},
+	} {
+		s.answer("UUID_SHORT", look.server, look.serial, 1)
+		held, err := b.Watch(t.Context(), s.conn, []sqllock.Grant{old})
+		if err != nil || held[0] != look.held {
+			t.Errorf("look %d: %v, %v", i, held, err)
+		}
+	}
+	newer := acquire()
+	for _, serial := range []int64{1001*second + 9, 900 * second} { // a clock that was set back, in between
+		s.answer("UUID_SHORT", "db1/3306", serial, 1)
+		held, err := b.Watch(t.Context(), s.conn, []sqllock.Grant{newer})
+		if want := serial > 1000*second; err != nil || held[0] != want {
+			t.Errorf("serial %d: %v, %v", serial, held, err)
+		}
+	}
+}
+
 // TestWatchOfMany asks for a hundred grants at a time.
 func TestWatchOfMany(t *testing.T) {
 	grants := make([]sqllock.Grant, 201)
@@ -212,9 +258,9 @@ func TestWatchOfMany(t *testing.T) {
 	}
 	s := newServer(t)
 	for _, n := range []int{100, 100, 1} {
-		answer := make([]driver.Value, n)
-		answer[n-1] = 1
-		s.answer("SELECT IS_USED_LOCK(", answer...)
+		answer := make([]driver.Value, 2+n)
+		answer[1+n] = 1
+		s.answer("UUID_SHORT()&0xFFFFFFFFFFFFFF s,IS_USED_LOCK(", answer...)
 	}
 	held, err := mysqlnamed.New().Watch(t.Context(), s.conn, grants)
 	if err != nil || len(held) != len(grants) {
@@ -225,7 +271,7 @@ func TestWatchOfMany(t *testing.T) {
 			t.Errorf("grant %d: %t", i, h)
 		}
 	}
-	s.answer("IS_USED_LOCK(", make([]driver.Value, 100)...)
+	s.answer("IS_USED_LOCK(", make([]driver.Value, 102)...)
 	s.answer("IS_USED_LOCK(", number(1317))
 	if held, err = mysqlnamed.New().Watch(t.Context(), s.conn, grants); held != nil || !errors.Is(err, sqllock.ErrInterrupted) {
 		t.Errorf("got %d answers, %v", len(held), err)

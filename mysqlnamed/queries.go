@@ -43,12 +43,14 @@ func checkQuery(keys ...string) string {
 	return "SELECT " + strings.Join(all, " OR ") + " v"
 }
 
+// watchQuery also brings the number by which a restart is noticed: the second of the
+// start, and a count of its own calls, without the server id in front.
 func watchQuery(grants []sqllock.Grant) string {
 	all := make([]string, len(grants))
 	for i, g := range grants {
 		all[i] = "IS_USED_LOCK(" + userlock.Literal(g.Key) + ")=" + strconv.FormatInt(g.Session, 10) + " v"
 	}
-	return "SELECT " + strings.Join(all, ",")
+	return "SELECT CONCAT_WS('/',@@hostname,@@port) h,UUID_SHORT()&0xFFFFFFFFFFFFFF s," + strings.Join(all, ",")
 }
 
 // holderQuery asks for the lock and for its session in one statement, so that

@@ -300,7 +300,7 @@ func (r *round) fail() {
 		case q.seat.gone:
 		case time.Since(q.seat.seen) >= p.answerTime:
 			silent = append(silent, q)
-		case !q.seat.shared && !q.seat.asked:
+		case !q.seat.asked:
 			q.seat.asked = true
 			p.goes(func() { p.touch(q) })
 		}

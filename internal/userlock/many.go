@@ -15,13 +15,13 @@ import (
 // them.
 const atOnce = 100
 
-// Watch asks over q which of grants are held, by as many statements as query makes
-// columns for, one for each grant.
-func Watch(ctx context.Context, q sqllock.Querier, grants []sqllock.Grant, query func([]sqllock.Grant) string) ([]bool, error) {
+// Watch asks over q which of grants are held, by statements that query makes for some
+// of them at a time: with a column for each, and before these one for each of more.
+func Watch(ctx context.Context, q sqllock.Querier, grants []sqllock.Grant, query func([]sqllock.Grant) string, more ...sql.Scanner) ([]bool, error) {
 	held := make([]bool, 0, len(grants))
 	for some := range slices.Chunk(grants, atOnce) {
 		answers := make([]sql.NullBool, len(some))
-		if err := AskOver(ctx, q, query(some), scanners(answers)...); err != nil {
+		if err := AskOver(ctx, q, query(some), append(slices.Clone(more), scanners(answers)...)...); err != nil {
 			return nil, err
 		}
 		for _, a := range answers {
