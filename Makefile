@@ -12,7 +12,7 @@ RACE = CGO_ENABLED=1 $(GO) test -race -count=1 $(TESTFLAGS)
 # under the race detector, and starts thirty processes.
 INPROCESS = ./cmd/demo ./internal/inprocess
 
-.PHONY: help demo test test-short torture bench fuzz lint format servers cc clean
+.PHONY: help demo test test-short torture bench plot fuzz lint format servers cc clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ torture: servers ## guarded work under kill -9, SIGSTOP, KILL, TCP resets and cr
 
 bench: servers ## what a lock costs, as a table and in bench.json (BENCH=pattern picks rows)
 	@cd integration && $(GO) run ./cmd/bench -o ../bench.json
+
+plot: servers ## grants per second against waiters, as docs/waiters.svg; takes four minutes
+	@cd integration && $(GO) run ./cmd/bench -plot ../docs/waiters.svg
 
 fuzz: servers ## fuzz the names, for FUZZTIME each, without servers and with
 	$(GO) test -run '^$$' -fuzz '^FuzzKey$$' -fuzztime $(FUZZTIME) ./sqllock

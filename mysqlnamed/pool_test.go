@@ -22,7 +22,7 @@ const (
 		"CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
 	anyOfBoth   = "SELECT IS_USED_LOCK(X'6a6f62')=CONNECTION_ID() OR IS_USED_LOCK(X'6b31')=CONNECTION_ID() v"
 	releaseBoth = "SELECT RELEASE_LOCK(X'6a6f62') v,RELEASE_LOCK(X'6b31') v"
-	watchBoth = "SELECT CONCAT_WS('/',@@hostname,@@port) h,UUID_SHORT()&0xFFFFFFFFFFFFFF s,IS_USED_LOCK(X'6a6f62')=7 v,IS_USED_LOCK(X'6b31')=8 v"
+	watchBoth   = "SELECT CONCAT_WS('/',@@hostname,@@port) h,UUID_SHORT()&0xFFFFFFFFFFFFFF s,IS_USED_LOCK(X'6a6f62')=7 v,IS_USED_LOCK(X'6b31')=8 v"
 )
 
 func both() []sqllock.Request { return []sqllock.Request{{Key: "job"}, {Key: "k1"}} }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Locks are locks that were acquired together, on one session, in the order of their
@@ -84,22 +85,20 @@ func (p *Pool) doAll(ctx context.Context, names []string, op string, fn func(con
 }
 
 func (p *Pool) acquireAll(ctx context.Context, names []string, op string, opts []LockOption) (Locks, error) {
-	fail := func(err error) (Locks, error) {
-		return nil, &OpError{Op: op, Name: strings.Join(names, ", "), Err: err}
-	}
+	start, all := time.Now(), strings.Join(names, ", ")
 	pls, err := p.places(ctx, names, op, opts)
 	if err != nil {
-		return fail(err)
+		return nil, &OpError{Op: op, Name: all, Err: err}
 	}
 	for i, pl := range pls {
 		if err := p.enter(ctx, pl); err != nil {
 			p.leaveAll(pls[:i])
-			return nil, p.refused(ctx, pl, err)
+			return nil, p.refused(ctx, op, pl.name, start, err)
 		}
 	}
 	ts, err := p.obtainAll(ctx, pls)
 	if err != nil {
-		return fail(err)
+		return nil, p.refused(ctx, op, all, start, err)
 	}
 	locks := make(Locks, len(ts))
 	for i, t := range ts {

@@ -228,7 +228,7 @@ func (p *Pool) acquire(ctx context.Context, name, op string, opts []LockOption) 
 		}
 		p.leave(pl)
 	}
-	return nil, p.refused(ctx, pl, err)
+	return nil, p.refused(ctx, op, name, pl.since, err)
 }
 
 // lasting returns the lock of t, unless it is a lease that ends before it may.
@@ -237,21 +237,25 @@ func (p *Pool) lasting(ctx context.Context, t *tenure) (*Lock, error) {
 	if ttl := t.grant.Until.Sub(t.place.since); r.atLeast > 0 && r.keep == 0 && !t.grant.Until.IsZero() && r.atLeast > ttl {
 		t.place.req.atLeast = 0
 		_ = t.lock.Release(ctx) // the other error is the one to tell
-		return nil, p.refused(ctx, t.place, errTooLong(r.atLeast, ttl.Round(time.Second)))
+		return nil, p.refused(ctx, t.place.op, t.place.name, t.place.since, errTooLong(r.atLeast, ttl.Round(time.Second)))
 	}
 	p.emit(Event{Kind: Acquired, Name: t.place.name, Waited: time.Since(t.place.since), Token: t.grant.Token})
 	return t.lock, nil
 }
 
 // refused makes the error of an acquisition that has failed.
-func (p *Pool) refused(ctx context.Context, pl *place, err error) error {
-	if end := ctx.Err(); end != nil && !errors.Is(err, end) {
+func (p *Pool) refused(ctx context.Context, op, name string, start time.Time, err error) error {
+	end := ctx.Err()
+	if end == nil && op == "lock" && errors.Is(err, ErrBusy) && !errors.Is(err, ErrClosed) {
+		end = context.DeadlineExceeded // as the server has it
+	}
+	if end != nil && !errors.Is(err, end) {
 		err = fmt.Errorf("%w: %w", err, endOf(ctx))
 	}
 	if errors.Is(err, ErrBusy) {
-		p.emit(Event{Kind: Busy, Name: pl.name, Waited: time.Since(pl.since), Err: err})
+		p.emit(Event{Kind: Busy, Name: name, Waited: time.Since(start), Err: err})
 	}
-	return &OpError{Op: pl.op, Name: pl.name, Err: err}
+	return &OpError{Op: op, Name: name, Err: err}
 }
 
 func (p *Pool) emit(e Event) {

@@ -195,6 +195,7 @@ func (p *Pool) obtain(ctx context.Context, pl *place) (*tenure, error) {
 			if heir := p.inherit(ctx, pl, t); heir != nil {
 				return heir, nil
 			}
+			t = nil
 		}
 		p.mu.Lock()
 		a := pl.queue.attempt

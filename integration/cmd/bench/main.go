@@ -37,9 +37,14 @@ type result struct {
 
 func main() {
 	out := flag.String("o", "bench.json", "file to write the results to")
+	waiters := flag.String("plot", "", "instead, plot grants per second against waiters to this file, .svg or .png")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, os.Getenv("BENCH"), *out, os.Stdout)
+	measure := func() error { return run(ctx, os.Getenv("BENCH"), *out, os.Stdout) }
+	if *waiters != "" {
+		measure = func() error { return plotWaiters(ctx, fullSweep, *waiters, os.Stdout) }
+	}
+	err := measure()
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -108,9 +113,17 @@ func show(out io.Writer, results []result) {
 				met = "yes"
 			}
 		}
-		t.AppendRow(table.Row{r.Name, r.Ours, r.Peer, fmt.Sprintf("%.2f", r.Ratio), target, met})
+		t.AppendRow(table.Row{r.Name, r.Ours, r.Peer, ratio(r.Ratio), target, met})
 	}
 	t.Render()
+}
+
+// ratio has two digits at least, of a small one, too.
+func ratio(r float64) string {
+	if r < 0.1 {
+		return fmt.Sprintf("%.4f", r)
+	}
+	return fmt.Sprintf("%.2f", r)
 }
 
 // measurement is what the turns of one side took.

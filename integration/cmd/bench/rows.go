@@ -46,7 +46,7 @@ func rows(kind testdb.Kind, pick *regexp.Regexp) []row {
 		{"allocations / raw literal GET_LOCK and RELEASE_LOCK", nil, allocations},
 	}
 	var picked []row
-	for _, r := range slices.Concat(all, tableRows(), guardRows()) {
+	for _, r := range slices.Concat(all, tableRows(), poolRows(), guardRows()) {
 		if r.name = string(kind) + ": " + r.name; pick.MatchString(r.name) {
 			picked = append(picked, r)
 		}
