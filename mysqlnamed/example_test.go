@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"expvar"
 	"log"
+	"log/slog"
 	"time"
 
 	_ "github.com/go-sql-driver/mysql"
@@ -66,3 +68,43 @@ func ExampleBackend_handle() {
 }
 
 func makeInvoices(context.Context, *sql.DB) error { return nil }
+
+// Many goroutines with many locks, over few connections of the application's pool.
+func Example_pool() {
+	ctx := context.Background()
+	db, err := sql.Open("mysql", "user:password@tcp(127.0.0.1:3306)/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	pool := sqllock.NewPool(db, sqllock.New(mysqlnamed.New(), sqllock.WithNamespace("shop")))
+	defer pool.Close(ctx)
+
+	err = pool.Do(ctx, "account:7", func(ctx context.Context, _ *sqllock.Lock) error {
+		return charge(ctx, db, 7) // ctx ends if the lock is lost
+	})
+	if err != nil {
+		log.Print(err)
+	}
+
+	err = pool.DoAll(ctx, []string{"account:7", "account:9"}, func(ctx context.Context, _ sqllock.Locks) error {
+		return transfer(ctx, db, 7, 9)
+	})
+	if err != nil {
+		log.Print(err)
+	}
+}
+
+// What a Pool does, in the log, and what it has, at /debug/vars.
+func Example_seeing() {
+	db, err := sql.Open("mysql", "user:password@tcp(127.0.0.1:3306)/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	locker := sqllock.New(mysqlnamed.New(), sqllock.WithObserver(sqllock.LogTo(slog.Default())))
+	pool := sqllock.NewPool(db, locker)
+	expvar.Publish("locks", expvar.Func(func() any { return pool.Snapshot() }))
+}
+
+func charge(context.Context, *sql.DB, int) error { return nil }
+
+func transfer(context.Context, *sql.DB, int, int) error { return nil }

@@ -147,15 +147,18 @@ func both(released, err, cause error) error {
 	return fmt.Errorf("%w; the function returned: %w", released, err)
 }
 
-// look is Check for a watch, and reports whether the server has answered. Where it
-// could not be asked, or the session is in use, the watch asks again later.
-func (l *Lock) look(ctx context.Context) bool {
+// look is Check for a watch. Where the session is in use, nothing is asked, and the
+// watch asks again later.
+func (l *Lock) look(ctx context.Context) (asked bool, err error) {
 	l.asking.Lock()
 	defer l.asking.Unlock()
 	l.mu.Lock()
 	inUse := l.inUse
 	l.mu.Unlock()
-	return !inUse && l.Check(ctx) == nil // a loss is remembered
+	if inUse {
+		return false, nil
+	}
+	return true, l.Check(ctx)
 }
 
 // watch finds out when lock is lost, which ends it. A function that is done
@@ -173,7 +176,7 @@ func (k *Locker) watch(ctx context.Context, lock *Lock) (stop func()) {
 		ticker := time.NewTicker(k.checkInterval)
 		defer ticker.Stop()
 		for !lock.ended() {
-			lock.look(ctx)
+			_, _ = lock.look(ctx) // a loss is remembered
 			select {
 			case <-ctx.Done():
 				return

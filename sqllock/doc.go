@@ -42,8 +42,8 @@
 //	                    of its own, and stays with the queue when its caller gives up
 //	release             hands the lock to the next in the queue, on the same session: without
 //	                    a statement, or, for a lease, by one that gives it the next one's
-//	                    TTL and a new token; after 16 of these, or if nobody waits, it is
-//	                    released on the server
+//	                    TTL and a new token; after 100 of these or 10 ms, or if nobody
+//	                    waits, it is released on the server
 //	locks               share sessions, about 500 each; one with [OwnSession] has its own
 //	watch               one statement each interval, over one of the sessions: for each
 //	                    session, whether it still holds one of its locks, as which it lives

@@ -93,23 +93,23 @@ func (p *Pool) acquireAll(ctx context.Context, names []string, op string, opts [
 	for i, pl := range pls {
 		if err := p.enter(ctx, pl); err != nil {
 			p.leaveAll(pls[:i])
+			for range i {
+				p.called()
+			}
 			return nil, p.refused(ctx, op, pl.name, start, err)
 		}
 	}
 	ts, err := p.obtainAll(ctx, pls)
+	for range pls {
+		p.called()
+	}
 	if err != nil {
 		return nil, p.refused(ctx, op, all, start, err)
 	}
-	locks := make(Locks, len(ts))
-	for i, t := range ts {
-		if locks[i], err = p.lasting(ctx, t); err != nil {
-			for _, other := range ts[i+1:] {
-				_ = other.lock.Release(ctx) // the other error is the one to tell
-			}
-			return nil, errors.Join(err, locks[:i].Release(ctx))
-		}
+	if err := p.lasting(ts...); err != nil {
+		return nil, p.refused(ctx, op, all, start, err)
 	}
-	return locks, nil
+	return locksOf(ts), nil
 }
 
 // places makes a place for each name, in the order in which all acquire: that of the
@@ -162,9 +162,11 @@ func (p *Pool) obtainAll(ctx context.Context, pls []*place) ([]*tenure, error) {
 		err error
 	}
 	done, givenUp := make(chan result), make(chan struct{})
+	waitCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	p.mu.Lock()
 	p.goes(func() {
-		ts, err := p.awaitAll(ctx, pls)
+		ts, err := p.awaitAll(waitCtx, pls)
 		select {
 		case done <- result{ts, err}:
 			return
@@ -193,7 +195,7 @@ func (p *Pool) obtainAll(ctx context.Context, pls []*place) ([]*tenure, error) {
 	if need == nil {
 		need = ErrBusy
 	}
-	return nil, fmt.Errorf("%w: %w", need, p.end(ctx))
+	return nil, fmt.Errorf("%w: %w", asOfNow(need), p.end(ctx))
 }
 
 func locksOf(ts []*tenure) Locks {

@@ -10,11 +10,15 @@ import (
 	"time"
 )
 
-// DefaultHandOffs is how many times a lock goes from one goroutine to the next in
-// one process before other processes get their turn, unless [WithHandOffs] says
-// otherwise: enough for the two round trips to the server to weigh little, few
-// enough for another process to wait no longer than for sixteen functions.
-const DefaultHandOffs = 16
+// DefaultHandOffs is how many times at most a lock goes from one goroutine to the
+// next in one process before other processes get their turn, unless [WithHandOffs]
+// says otherwise. It goes on for no longer than handOffTime either. So the two round trips
+// to the server weigh little where functions are short, and another process does not
+// wait for long: where functions take longer than that time, processes take turns after each.
+const DefaultHandOffs = 100
+
+// handOffTime is how long after the grant of the server a lock may be handed on.
+const handOffTime = 10 * time.Millisecond
 
 // DefaultAnswerTime is how long a Pool takes a silent server for a slow one, unless
 // [WithAnswerTime] says otherwise.
@@ -42,11 +46,13 @@ type Pool struct {
 	opening bool               // a connection is being taken that is to be shared
 	line    list.List          // of *claim: who waits for one apart
 	waits   map[*wait]struct{} // on the server, each on a seat apart
+	opens   map[*wait]struct{} // for a connection of the application's pool
 	polls   int                // waits that have no seat, and try at intervals
-	jobs    int                // goroutines
+	jobs    int                // goroutines, and calls that have the turn
 	caring  bool               // care runs
 	due     []*tenure          // leases to be extended
 	keeping bool               // keep runs
+	failing time.Time          // the first watch after the last one that was answered; zero if that was the last one
 	change  chan struct{}      // closed when something of the above becomes free; nil if nobody waits for that
 }
 
@@ -70,8 +76,9 @@ func (o poolOption) applyToPool(p *Pool) { o(p) }
 // OwnSession, the call waits; see [Starved] and [ErrPoolTooSmall].
 func WithMaxConns(n int) PoolOption { return poolOption(func(p *Pool) { p.maxConns = n }) }
 
-// WithHandOffs sets how many times at most a lock goes from one goroutine of the
-// process to the next without being released in between; 0 for never.
+// WithHandOffs sets how many times at most, within ten milliseconds of the grant, a
+// lock goes from one goroutine of the process to the next without being released in
+// between; 0 for never.
 func WithHandOffs(n int) PoolOption { return poolOption(func(p *Pool) { p.handOffs = max(n, 0) }) }
 
 // WithAnswerTime sets how long the server may leave the Pool's question about its
@@ -140,7 +147,7 @@ func NewPool(db *sql.DB, locker *Locker, opts ...PoolOption) *Pool {
 	}
 	p := &Pool{
 		db: db, locker: locker, handOffs: DefaultHandOffs, answerTime: DefaultAnswerTime,
-		closing: make(chan struct{}), queues: make(map[string]*queue), held: make(map[*tenure]struct{}), apart: make(map[*seat]struct{}), waits: make(map[*wait]struct{}),
+		closing: make(chan struct{}), queues: make(map[string]*queue), held: make(map[*tenure]struct{}), apart: make(map[*seat]struct{}), waits: make(map[*wait]struct{}), opens: make(map[*wait]struct{}),
 	}
 	for _, o := range opts {
 		o.applyToPool(p)
@@ -222,25 +229,38 @@ func (p *Pool) acquire(ctx context.Context, name, op string, opts []LockOption) 
 		return nil, &OpError{Op: op, Name: name, Err: err}
 	}
 	if err = p.enter(ctx, pl); err == nil {
+		defer p.called()
 		var t *tenure
 		if t, err = p.obtain(ctx, pl); err == nil {
-			return p.lasting(ctx, t)
+			if err := p.lasting(t); err != nil {
+				return nil, p.refused(ctx, op, name, pl.since, err)
+			}
+			return t.lock, nil
 		}
 		p.leave(pl)
 	}
 	return nil, p.refused(ctx, op, name, pl.since, err)
 }
 
-// lasting returns the lock of t, unless it is a lease that ends before it may.
-func (p *Pool) lasting(ctx context.Context, t *tenure) (*Lock, error) {
-	r := t.place.req
-	if ttl := t.grant.Until.Sub(t.place.since); r.atLeast > 0 && r.keep == 0 && !t.grant.Until.IsZero() && r.atLeast > ttl {
-		t.place.req.atLeast = 0
-		_ = t.lock.Release(ctx) // the other error is the one to tell
-		return nil, p.refused(ctx, t.place.op, t.place.name, t.place.since, errTooLong(r.atLeast, ttl.Round(time.Second)))
+// lasting tells of what has been acquired, unless one of them is a lease that ends
+// before it may: then it releases them.
+func (p *Pool) lasting(ts ...*tenure) (err error) {
+	for _, t := range ts {
+		atLeast := t.place.req.atLeast
+		ttl := t.grant.Until.Sub(t.lock.since).Round(time.Second) // it was counted from before the statement
+		if atLeast > 0 && t.place.req.keep == 0 && !t.grant.Until.IsZero() && atLeast > ttl {
+			err = errTooLong(atLeast, ttl)
+		}
 	}
-	p.emit(Event{Kind: Acquired, Name: t.place.name, Waited: time.Since(t.place.since), Token: t.grant.Token})
-	return t.lock, nil
+	for _, t := range ts {
+		if err == nil {
+			p.emit(Event{Kind: Acquired, Name: t.place.name, Waited: time.Since(t.place.since), Token: t.grant.Token})
+			continue
+		}
+		t.place.req.atLeast = 0
+		_ = t.lock.Release(t.place.ctx) // the other error is the one to tell
+	}
+	return err
 }
 
 // refused makes the error of an acquisition that has failed.
@@ -287,7 +307,7 @@ func (p *Pool) place(ctx context.Context, name, op string, opts []LockOption) (*
 		p.emit(e)
 	}
 	return &place{
-		name: name, op: op, ctx: context.WithoutCancel(ctx), req: req, since: time.Now(), caller: caller(), ready: make(chan struct{}),
+		name: name, op: op, ctx: context.WithoutCancel(ctx), req: req, since: time.Now(), callers: called(), ready: make(chan struct{}),
 	}, nil
 }
 
@@ -357,6 +377,9 @@ func (p *Pool) Close(ctx context.Context) error {
 	if !p.closed {
 		p.closed = true
 		close(p.closing)
+		for w := range p.opens {
+			w.cancel(ErrClosed)
+		}
 	}
 	p.mu.Unlock()
 	forced := p.drain(ctx)
@@ -373,7 +396,7 @@ func (p *Pool) Close(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-grace.Done():
-			return errors.Join(forced, fmt.Errorf("sqllock: close: %d goroutines of the Pool still wait for the server or for a statement of a lock's holder", jobs))
+			return errors.Join(forced, fmt.Errorf("sqllock: close: %d goroutines still wait for the server, or for a statement of a lock's holder", jobs))
 		}
 	}
 }
@@ -443,6 +466,14 @@ func (p *Pool) changed() {
 		close(p.change)
 		p.change = nil
 	}
+}
+
+// called ends what enter has begun: Close waits for calls that have the turn.
+func (p *Pool) called() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.jobs--
+	p.changed()
 }
 
 // goes runs f in a goroutine that Close waits for. The caller has mu.

@@ -22,14 +22,14 @@ type queue struct {
 
 // place is that of one call in a queue.
 type place struct {
-	name   string
-	op     string
-	ctx    context.Context //nolint:containedctx // of the call, for its values; it does not end
-	req    Request
-	group  bool // its lock is one of several
-	since  time.Time
-	caller uintptr
-	ready  chan struct{} // closed when it has the turn
+	name    string
+	op      string
+	ctx     context.Context //nolint:containedctx // of the call, for its values; it does not end
+	req     Request
+	group   bool // its lock is one of several
+	since   time.Time
+	callers callers
+	ready   chan struct{} // closed when it has the turn
 
 	queue     *queue        // set by enter
 	element   *list.Element // in queue.waiting
@@ -41,32 +41,35 @@ type place struct {
 	// What it waits for, and since when, if that is not the lock; guarded by Pool.mu.
 	need      error
 	needSince time.Time
+	starved   bool // which has been told
 }
 
-// caller is the function that called the Pool, as far as it is none of this package.
-func caller() uintptr {
-	var pcs [8]uintptr
-	n := runtime.Callers(3, pcs[:])
-	for _, pc := range pcs[:n] {
-		if f := runtime.FuncForPC(pc - 1); f == nil || !strings.HasPrefix(f.Name(), ours) {
-			return pc
-		}
-	}
-	return 0
+// callers are the innermost functions of the call.
+type callers [8]uintptr
+
+func called() (c callers) {
+	runtime.Callers(3, c[:])
+	return c
 }
 
 const ours = "github.com/sqllock/go-sqllock/sqllock."
 
-// by tells who called, for people.
+// by tells for people which function called the Pool, as far as it is none of this
+// package.
 func (pl *place) by() string {
-	if pl.caller == 0 {
-		return "unknown"
+	frames := runtime.CallersFrames(pl.callers[:])
+	for {
+		frame, more := frames.Next()
+		if !strings.HasPrefix(frame.Function, ours) && frame.Function != "" {
+			return fmt.Sprintf("%s:%d", frame.Function, frame.Line)
+		}
+		if !more {
+			return "unknown"
+		}
 	}
-	frame, _ := runtime.CallersFrames([]uintptr{pl.caller}).Next()
-	return fmt.Sprintf("%s:%d", frame.Function, frame.Line)
 }
 
-// enter returns when pl has the turn, or with an error, and without a place, if it
+// enter returns when pl has the turn, to be followed by called, or with an error, and without a place, if it
 // can't wait or ctx ends.
 func (p *Pool) enter(ctx context.Context, pl *place) error {
 	p.mu.Lock()
@@ -86,6 +89,7 @@ func (p *Pool) enter(ctx context.Context, pl *place) error {
 		return q.busy()
 	case q.turn == nil:
 		q.turn = pl
+		p.jobs++
 		p.mu.Unlock()
 		return nil
 	}
@@ -93,6 +97,9 @@ func (p *Pool) enter(ctx context.Context, pl *place) error {
 	p.mu.Unlock()
 	select {
 	case <-pl.ready:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.jobs++
 		return nil
 	case <-ctx.Done():
 	case <-p.closing:
@@ -250,7 +257,7 @@ func (p *Pool) because(a *attempt, err error) error {
 	need := a.place.need
 	p.mu.Unlock()
 	if need != nil {
-		return fmt.Errorf("%w: %w", need, err)
+		return fmt.Errorf("%w: %w", asOfNow(need), err)
 	}
 	return fmt.Errorf("%w: %w", ErrBusy, err)
 }

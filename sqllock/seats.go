@@ -72,12 +72,17 @@ func (p *Pool) take(ctx context.Context, pl *place) (*seat, error) {
 	if pl.req.own {
 		return p.takeApart(ctx, pl)
 	}
+	defer p.satisfied(pl)
 	for {
 		limit, err := p.limit()
 		if err != nil {
 			return nil, err
 		}
 		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return nil, ErrClosed
+		}
 		if s := p.leastBusy(); s != nil {
 			s.users++
 			p.grow(pl.ctx, s, limit)
@@ -156,6 +161,60 @@ func (p *Pool) openShared(ctx context.Context, pl *place) (*seat, error) {
 	return p.add(conn), nil
 }
 
+// open takes a connection from the application's pool, which may have none to spare.
+func (p *Pool) open(ctx context.Context, pl *place) (*sql.Conn, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	w := &wait{cancel}
+	p.mu.Lock()
+	p.opens[w] = struct{}{}
+	p.needs(pl, noConnError{p.db})
+	if p.closed {
+		cancel(ErrClosed)
+	}
+	since := pl.needSince
+	p.mu.Unlock()
+	timer := time.AfterFunc(time.Until(since.Add(starving)), func() { p.starved(pl) })
+	defer timer.Stop()
+	conn, err := connOf(ctx, p.db)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.opens, w)
+	switch {
+	case err == nil && p.closed:
+		p.goes(func() { closeConn(conn) })
+		err = ErrClosed
+	case err != nil && errors.Is(context.Cause(ctx), ErrClosed):
+		err = ErrClosed
+	case err != nil && ctx.Err() != nil && allInUse(p.db):
+		err = fmt.Errorf("%w: %w", ErrPoolTooSmall, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// noConnError is the need for a connection of the application's pool.
+type noConnError struct{ db *sql.DB }
+
+func (n noConnError) Error() string {
+	s := n.db.Stats()
+	if s.MaxOpenConnections == 0 {
+		return "waiting for a connection of the *sql.DB to be opened"
+	}
+	return fmt.Sprintf("waiting for a connection of the *sql.DB, of which %d of %d (MaxOpenConns) are in use", s.InUse, s.MaxOpenConnections)
+}
+
+// asOfNow is a need as an error.
+func asOfNow(need error) error {
+	n, ok := need.(noConnError) //nolint:errorlint // it is not wrapped
+	if ok && allInUse(n.db) {
+		return fmt.Errorf("%w: %w", ErrPoolTooSmall, need)
+	}
+	return need
+}
+
 // add makes a seat of a connection, to be shared, with one user. The caller has mu.
 func (p *Pool) add(conn *sql.Conn) *seat {
 	s := newSeat()
@@ -164,23 +223,6 @@ func (p *Pool) add(conn *sql.Conn) *seat {
 	p.share(s)
 	p.care()
 	return s
-}
-
-// open takes a connection from the application's pool, which may be empty.
-func (p *Pool) open(ctx context.Context, pl *place) (*sql.Conn, error) {
-	timer := time.AfterFunc(starving, func() {
-		p.mu.Lock()
-		p.needs(pl, fmt.Errorf("%w: the *sql.DB has none to spare: all %d (MaxOpenConns) are in use", ErrPoolTooSmall, p.db.Stats().MaxOpenConnections))
-		p.mu.Unlock()
-		p.starved(pl)
-	})
-	defer p.satisfied(pl)
-	defer timer.Stop()
-	conn, err := connOf(ctx, p.db)
-	if err != nil && ctx.Err() != nil && allInUse(p.db) {
-		err = fmt.Errorf("%w: %w", ErrPoolTooSmall, err)
-	}
-	return conn, err
 }
 
 // share makes s one that locks share, if it is not. The caller has mu.
@@ -226,7 +268,6 @@ func (p *Pool) takeApart(ctx context.Context, pl *place) (*seat, error) {
 	for {
 		select {
 		case s := <-c.got:
-			p.satisfied(pl)
 			return p.fill(ctx, pl, s)
 		case <-timer.C:
 			p.starved(pl)
@@ -364,6 +405,7 @@ func (p *Pool) takeToWait(ctx context.Context, pl *place) (s *seat, ok bool, err
 	if s == nil || s.conn != nil {
 		return s, s != nil, nil
 	}
+	defer p.satisfied(pl)
 	short, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
 	s, err = p.fill(short, pl, s)
@@ -518,7 +560,7 @@ func (p *Pool) dismiss() {
 
 // needs notes what pl waits for. The caller has mu.
 func (p *Pool) needs(pl *place, need error) {
-	if pl.need == nil {
+	if pl.needSince.IsZero() {
 		pl.needSince = time.Now()
 	}
 	pl.need = need
@@ -527,13 +569,15 @@ func (p *Pool) needs(pl *place, need error) {
 func (p *Pool) satisfied(pl *place) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	pl.need = nil
+	pl.need, pl.needSince = nil, time.Time{}
 }
 
 // starve waits for a change, for pl that needs a connection.
 func (p *Pool) starve(ctx context.Context, pl *place, changed <-chan struct{}) error {
-	defer p.satisfied(pl)
-	timer := time.NewTimer(starving)
+	p.mu.Lock()
+	since := pl.needSince
+	p.mu.Unlock()
+	timer := time.NewTimer(time.Until(since.Add(starving)))
 	defer timer.Stop()
 	for {
 		select {
@@ -552,12 +596,13 @@ func (p *Pool) starve(ctx context.Context, pl *place, changed <-chan struct{}) e
 	}
 }
 
-// starved tells of a long wait for a connection.
+// starved tells of a long wait for a connection, once for each call.
 func (p *Pool) starved(pl *place) {
 	p.mu.Lock()
-	need, since := pl.need, pl.needSince
+	need, since, told := pl.need, pl.needSince, pl.starved
+	pl.starved = told || need != nil
 	p.mu.Unlock()
-	if need != nil {
-		p.emit(Event{Kind: Starved, Name: pl.name, Waited: time.Since(since), Err: need})
+	if need != nil && !told {
+		p.emit(Event{Kind: Starved, Name: pl.name, Waited: time.Since(since), Err: asOfNow(need)})
 	}
 }

@@ -17,6 +17,7 @@ type tenure struct {
 	lock   *Lock
 	grant  Grant
 	passed int           // how many tenants the grant has had before
+	since  time.Time     // the first of them
 	ttl    time.Duration // 0 for none
 	expiry *time.Timer   // of a lease
 	kept   *time.Timer   // of one that is kept alive
@@ -28,6 +29,7 @@ type tenure struct {
 	begun bool
 	dead  bool // its session has ended before it could begin
 	ended bool // it was lost, and its tenant has yet to release the session
+	quits bool // its tenant has released
 }
 
 // grant acquires what is asked for on s, which it puts back if that fails.
@@ -38,18 +40,23 @@ func (p *Pool) grant(ctx context.Context, pl *place, s *seat, req Request) (*ten
 		p.putBack(s, err)
 		return nil, err
 	}
-	t.lock, t.grant = l, l.Grant()
+	t.lock, t.grant, t.since = l, l.Grant(), l.since
 	return t, nil
 }
 
 // begin makes the place of t a tenant. It reports false if the session has ended
-// since the grant; t is then over.
+// since the grant, or the Pool is closed; t is then over.
 func (p *Pool) begin(t *tenure) bool {
 	p.mu.Lock()
 	s := t.seat
 	if t.dead || s.gone {
 		p.mu.Unlock()
 		p.putBack(s, ErrSessionGone)
+		return false
+	}
+	if p.closed && !t.retired {
+		p.mu.Unlock()
+		p.putBack(s, t.lock.free(t.place.ctx))
 		return false
 	}
 	t.begun, t.place.granted = true, true
@@ -130,7 +137,7 @@ func (t *tenure) release(ctx context.Context) error {
 func (t *tenure) retire(ctx context.Context, rest time.Duration) {
 	p := t.pool
 	t.stop()
-	r := &tenure{pool: p, place: t.place, seat: t.seat, grant: t.grant, ttl: t.ttl, retired: true}
+	r := &tenure{pool: p, place: t.place, seat: t.seat, grant: t.grant, passed: t.passed, since: t.since, ttl: t.ttl, retired: true}
 	r.grant.Until = t.lock.Grant().Until
 	r.lock = p.locker.lock(t.lock.handle, t.lock.name, r.grant, r)
 	p.transit(t)
@@ -185,7 +192,7 @@ func (t *tenure) vacate(ctx context.Context) error {
 // The caller has mu.
 func (p *Pool) heir(t *tenure) *place {
 	front := t.place.queue.waiting.Front()
-	if front == nil || t.passed >= p.handOffs || t.seat.gone || t.place.req.own {
+	if front == nil || t.passed >= p.handOffs || time.Since(t.since) > handOffTime || t.seat.gone || t.place.req.own {
 		return nil
 	}
 	if next, _ := front.Value.(*place); next.group || next.req.own {
@@ -222,7 +229,7 @@ func (p *Pool) inherit(ctx context.Context, pl *place, t *tenure) *tenure {
 	if ok && !pl.req.own && !t.place.req.own && !pl.group {
 		g, err := b.Pass(context.WithoutCancel(ctx), t.seat.conn, t.grant, pl.req)
 		if err == nil {
-			heir := &tenure{pool: p, place: pl, seat: t.seat, grant: g, passed: t.passed + 1}
+			heir := &tenure{pool: p, place: pl, seat: t.seat, grant: g, passed: t.passed + 1, since: t.since}
 			heir.lock = p.locker.lock(t.lock.handle, pl.name, g, heir)
 			if p.begin(heir) {
 				p.counts.handedOn(pl.name)
@@ -248,7 +255,7 @@ func (t *tenure) lost(err error) {
 	if errors.Is(err, ErrSessionGone) {
 		p.lose(t.seat)
 	}
-	own := t.place.req.own && !t.retired
+	own := t.place.req.own && !t.retired && !t.quits
 	t.ended = own
 	p.goes(func() {
 		t.stop()
@@ -268,7 +275,7 @@ func (t *tenure) quit(ctx context.Context) {
 	p := t.pool
 	p.mu.Lock()
 	ended := t.ended
-	t.ended = false
+	t.ended, t.quits = false, true
 	p.mu.Unlock()
 	if !ended {
 		return

@@ -125,11 +125,12 @@ func (p *Pool) look() {
 // touch asks a session about one of its locks, which also keeps it from being idle.
 func (p *Pool) touch(q question) {
 	start := time.Now()
-	answered := q.tenure.lock.look(q.tenure.place.ctx)
+	asked, err := q.tenure.lock.look(q.tenure.place.ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	q.seat.asked = false
-	if answered {
+	// An error of the server is an answer, too.
+	if asked && !errors.Is(err, ErrSessionGone) && time.Since(start) < p.answerTime {
 		q.seat.touched, q.seat.seen = start, start
 	}
 }
@@ -253,6 +254,7 @@ func (r *round) settle(held []bool) {
 	alive := make(map[*seat]bool)
 	var missing []question
 	p.mu.Lock()
+	p.failing = time.Time{}
 	for i, q := range r.asked {
 		if held[i] {
 			q.seat.seen, alive[q.seat] = r.start, true
@@ -295,10 +297,13 @@ func (r *round) fail() {
 	}
 	var silent []question
 	p.mu.Lock()
+	if p.failing.IsZero() {
+		p.failing = r.start
+	}
 	for _, q := range r.asked {
 		switch {
 		case q.seat.gone:
-		case time.Since(q.seat.seen) >= p.answerTime:
+		case q.seat.seen.Before(p.failing) && time.Since(p.failing) >= p.answerTime:
 			silent = append(silent, q)
 		case !q.seat.asked:
 			q.seat.asked = true

@@ -71,3 +71,30 @@ func ExampleBackend_List() {
 func customers() []string { return nil }
 
 func invoice(_ context.Context, _ string, _ int64) error { return nil }
+
+// A job whose length is not known, on every web server at about the same time.
+func Example_keepAlive() {
+	ctx := context.Background()
+	db, err := sql.Open("mysql", "user:password@tcp(127.0.0.1:3306)/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	locker := sqllock.New(table.New(30*time.Second, table.WithPool(db)))
+	pool := sqllock.NewPool(db, locker)
+
+	ran, err := pool.TryDo(ctx, "invoices", makeAllInvoices,
+		sqllock.KeepAlive(2*time.Hour),  // no longer, even if it hangs
+		sqllock.AtLeast(10*time.Second), // for hosts whose clocks differ
+	)
+	switch {
+	case err != nil:
+		log.Print(err)
+	case !ran:
+		log.Print("another web server is at it, or has just been")
+	}
+	if err := pool.Close(ctx); err != nil { // waits for the ten seconds
+		log.Print(err)
+	}
+}
+
+func makeAllInvoices(context.Context, *sqllock.Lock) error { return nil }

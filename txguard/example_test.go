@@ -47,6 +47,27 @@ func Example_sameSession() {
 	}
 }
 
+// The same among many goroutines, over few connections.
+func Example_pool() {
+	ctx := context.Background()
+	db, err := sql.Open("mysql", "user:password@tcp(127.0.0.1:3306)/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	pool := sqllock.NewPool(db, sqllock.New(mysqlnamed.New(), sqllock.WithNamespace("shop")))
+	defer pool.Close(ctx)
+
+	err = pool.Do(ctx, "stock", func(ctx context.Context, lock *sqllock.Lock) error {
+		return txguard.Run(ctx, lock, func(ctx context.Context, tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, "UPDATE stock SET n = n - 1 WHERE item = 7")
+			return err
+		})
+	}, sqllock.OwnSession())
+	if err != nil {
+		log.Print(err)
+	}
+}
+
 // Work on another server than that of the lock, or in many transactions under one
 // lock.
 func Example_fenced() {
