@@ -200,8 +200,10 @@ func TestPoolEvents(t *testing.T) {
 			{Kind: sqllock.Acquired, Name: "work"},
 			{Kind: sqllock.Released, Name: "work", Held: s1},
 			{Kind: sqllock.Released, Name: "job", Held: s1},
-			{Kind: sqllock.Busy, Err: sqllock.ErrBusy},
-			{Kind: sqllock.Busy, Waited: s5, Err: context.DeadlineExceeded},
+			{Kind: sqllock.Busy, Name: "job", Err: sqllock.ErrBusy},
+			{Kind: sqllock.Busy, Name: "work", Err: sqllock.ErrBusy},
+			{Kind: sqllock.Busy, Name: "job", Waited: s5, Err: context.DeadlineExceeded},
+			{Kind: sqllock.Busy, Name: "work", Waited: s5, Err: context.DeadlineExceeded},
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

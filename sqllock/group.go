@@ -85,10 +85,10 @@ func (p *Pool) doAll(ctx context.Context, names []string, op string, fn func(con
 }
 
 func (p *Pool) acquireAll(ctx context.Context, names []string, op string, opts []LockOption) (Locks, error) {
-	start, all := time.Now(), strings.Join(names, ", ")
+	start := time.Now()
 	pls, err := p.places(ctx, names, op, opts)
 	if err != nil {
-		return nil, &OpError{Op: op, Name: all, Err: err}
+		return nil, &OpError{Op: op, Name: strings.Join(names, ", "), Err: err}
 	}
 	for i, pl := range pls {
 		if err := p.enter(ctx, pl); err != nil {
@@ -96,7 +96,7 @@ func (p *Pool) acquireAll(ctx context.Context, names []string, op string, opts [
 			for range i {
 				p.called()
 			}
-			return nil, p.refused(ctx, op, pl.name, start, err)
+			return nil, p.refused(ctx, op, start, err, pl.name)
 		}
 	}
 	ts, err := p.obtainAll(ctx, pls)
@@ -104,10 +104,10 @@ func (p *Pool) acquireAll(ctx context.Context, names []string, op string, opts [
 		p.called()
 	}
 	if err != nil {
-		return nil, p.refused(ctx, op, all, start, err)
+		return nil, p.refused(ctx, op, start, err, names...)
 	}
 	if err := p.lasting(ts...); err != nil {
-		return nil, p.refused(ctx, op, all, start, err)
+		return nil, p.refused(ctx, op, start, err, names...)
 	}
 	return locksOf(ts), nil
 }
@@ -302,7 +302,7 @@ func (p *Pool) grantEach(ctx context.Context, s *seat, ts []*tenure, wait bool) 
 		}
 		locks, err := p.locker.grantAll(ctx, b, s.conn, reqs, ts)
 		for i, l := range locks {
-			ts[i].lock, ts[i].grant = l, l.Grant()
+			ts[i].granted(l)
 		}
 		return err
 	}
@@ -318,7 +318,7 @@ func (p *Pool) grantEach(ctx context.Context, s *seat, ts []*tenure, wait bool) 
 			}
 			return err
 		}
-		t.lock, t.grant = l, l.Grant()
+		t.granted(l)
 	}
 	return nil
 }

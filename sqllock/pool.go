@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 )
@@ -233,13 +234,13 @@ func (p *Pool) acquire(ctx context.Context, name, op string, opts []LockOption) 
 		var t *tenure
 		if t, err = p.obtain(ctx, pl); err == nil {
 			if err := p.lasting(t); err != nil {
-				return nil, p.refused(ctx, op, name, pl.since, err)
+				return nil, p.refused(ctx, op, pl.since, err, name)
 			}
 			return t.lock, nil
 		}
 		p.leave(pl)
 	}
-	return nil, p.refused(ctx, op, name, pl.since, err)
+	return nil, p.refused(ctx, op, pl.since, err, name)
 }
 
 // lasting tells of what has been acquired, unless one of them is a lease that ends
@@ -263,8 +264,8 @@ func (p *Pool) lasting(ts ...*tenure) (err error) {
 	return err
 }
 
-// refused makes the error of an acquisition that has failed.
-func (p *Pool) refused(ctx context.Context, op, name string, start time.Time, err error) error {
+// refused makes the error of an acquisition of names that has failed.
+func (p *Pool) refused(ctx context.Context, op string, start time.Time, err error, names ...string) error {
 	end := ctx.Err()
 	if end == nil && op == "lock" && errors.Is(err, ErrBusy) && !errors.Is(err, ErrClosed) {
 		end = context.DeadlineExceeded // as the server has it
@@ -273,9 +274,11 @@ func (p *Pool) refused(ctx context.Context, op, name string, start time.Time, er
 		err = fmt.Errorf("%w: %w", err, endOf(ctx))
 	}
 	if errors.Is(err, ErrBusy) {
-		p.emit(Event{Kind: Busy, Name: name, Waited: time.Since(start), Err: err})
+		for _, name := range names {
+			p.emit(Event{Kind: Busy, Name: name, Waited: time.Since(start), Err: err})
+		}
 	}
-	return &OpError{Op: op, Name: name, Err: err}
+	return &OpError{Op: op, Name: strings.Join(names, ", "), Err: err}
 }
 
 func (p *Pool) emit(e Event) {
@@ -334,16 +337,16 @@ func (p *Pool) possible(ctx context.Context, req Request) error {
 	if err != nil {
 		return err
 	}
-	own := 0
+	own := make(map[*seat]bool)
 	for _, t := range p.above(ctx) {
 		if t.place.req.Key == req.Key {
 			return fmt.Errorf("%w: the ctx is that of a function that runs under it, which would wait for itself", ErrHeld)
 		}
 		if t.place.req.own {
-			own++
+			own[t.seat] = true
 		}
 	}
-	if own >= limit {
+	if len(own) >= limit {
 		return errNested(limit)
 	}
 	return nil

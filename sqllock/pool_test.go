@@ -243,9 +243,9 @@ func TestPoolDo(t *testing.T) {
 		h := newHost(t, s, setup{})
 		failure := errors.New("of the function")
 		type key struct{}
-		var inside context.Context
+		var ended func() error
 		err := h.Do(context.WithValue(t.Context(), key{}, "value"), "job", func(ctx context.Context, l *sqllock.Lock) error {
-			inside = ctx
+			ended = ctx.Err
 			if holder, err := h.locker.Holder(ctx, h.db, "job"); err != nil || holder.Session != l.Grant().Session {
 				t.Errorf("the server says that the holder is %+v, %v", holder, err)
 			}
@@ -257,7 +257,7 @@ func TestPoolDo(t *testing.T) {
 		if err != failure { //nolint:errorlint // as it is
 			t.Errorf("Do returned %v", err)
 		}
-		if inside.Err() == nil {
+		if ended() == nil {
 			t.Error("the ctx of the function goes on after Do")
 		}
 		h.free(t, s, "job")
@@ -675,7 +675,7 @@ func TestPoolWaitsOnce(t *testing.T) {
 				var done, rest []<-chan error
 				for i := range 100 {
 					ctx, cancel := context.WithCancel(t.Context())
-					defer cancel()
+					t.Cleanup(cancel)
 					cancels = append(cancels, cancel)
 					done = append(done, h.queue(ctx, "job", &order, fmt.Sprint(i)))
 				}
@@ -744,6 +744,28 @@ func TestPoolLastGivesUp(t *testing.T) {
 		waits(t, next)
 		release(t, held)
 		release(t, granted(t, next))
+	})
+}
+
+// TestPoolInheritsADeadline: who is left an attempt goes on beyond its end.
+func TestPoolInheritsADeadline(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *memory.Server) {
+		h, other := newHost(t, s, setup{}), newHost(t, s, setup{})
+		held := other.locks(t, "job")
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		early, stop := context.WithCancel(ctx)
+		first, second, third := h.begin(early, "job"), h.begin(ctx, "job"), h.begin(t.Context(), "job")
+		time.Sleep(time.Second)
+		stop()
+		is(t, "the first", (<-first).err, context.Canceled)
+		start := time.Now()
+		is(t, "the second", (<-second).err, context.DeadlineExceeded)
+		takes(t, "the second", start, 4*time.Second)
+		time.Sleep(time.Minute)
+		waits(t, third)
+		release(t, held)
+		release(t, granted(t, third))
 	})
 }
 
@@ -1362,6 +1384,17 @@ func TestPoolNestedOwn(t *testing.T) {
 			}
 			wantNil(t, done)
 			takes(t, "it", start, brief)
+		})
+	})
+	t.Run("several names are one session", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, s *memory.Server) {
+			h := newHost(t, s, setup{pool: []sqllock.PoolOption{sqllock.WithMaxConns(3)}})
+			err := h.DoAll(t.Context(), []string{"a", "b", "c"}, func(ctx context.Context, _ sqllock.Locks) error {
+				return errors.Join(h.Do(ctx, "shared", nothing), h.Do(ctx, "own", nothing, own))
+			}, own)
+			if err != nil {
+				t.Error(err)
+			}
 		})
 	})
 	t.Run("shared ones need no room", func(t *testing.T) {

@@ -40,9 +40,11 @@ func (p *Pool) grant(ctx context.Context, pl *place, s *seat, req Request) (*ten
 		p.putBack(s, err)
 		return nil, err
 	}
-	t.lock, t.grant, t.since = l, l.Grant(), l.since
+	t.granted(l)
 	return t, nil
 }
+
+func (t *tenure) granted(l *Lock) { t.lock, t.grant, t.since = l, l.Grant(), l.since }
 
 // begin makes the place of t a tenant. It reports false if the session has ended
 // since the grant, or the Pool is closed; t is then over.
