@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,29 +65,41 @@ func slow(t *testing.T) {
 	}
 }
 
-// TestPoolOneName: a thousand goroutines and one name on four connections.
+// TestPoolOneName: a thousand goroutines and one name on four connections. Each adds
+// one to a counter that loses updates without the lock.
 func TestPoolOneName(t *testing.T) {
-	onEachBackend(t, func(t *testing.T, b func() sqllock.Backend, open func() *sql.DB) {
-		db := open()
-		db.SetMaxOpenConns(4)
-		p := pool(t, db, b())
-		name := lockName("one")
-		n := 0
+	count := func(t *testing.T, under func(add func()) error) int64 {
+		t.Helper()
+		var n atomic.Int64
 		var wg sync.WaitGroup
 		for range 1000 {
 			wg.Go(func() {
-				if err := p.Do(t.Context(), name, func(context.Context, *sqllock.Lock) error {
-					n++
-					return nil
+				if err := under(func() {
+					was := n.Load()
+					runtime.Gosched()
+					n.Store(was + 1)
 				}); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		wg.Wait()
+		return n.Load()
+	}
+	if n := count(t, func(add func()) error { add(); return nil }); n == 1000 {
+		t.Error("the control lost no update")
+	}
+	onEachBackend(t, func(t *testing.T, b func() sqllock.Backend, open func() *sql.DB) {
+		db := open()
+		db.SetMaxOpenConns(4)
+		p := pool(t, db, b())
+		name := lockName("one")
+		n := count(t, func(add func()) error {
+			return p.Do(t.Context(), name, func(context.Context, *sqllock.Lock) error { add(); return nil })
+		})
 		s := p.Stats()
 		if n != 1000 || s.Names[name].Acquired != 1000 {
-			t.Errorf("%d functions have run, and %d locks were granted", n, s.Names[name].Acquired)
+			t.Errorf("%d updates, and %d locks were granted", n, s.Names[name].Acquired)
 		}
 		if s.Conns > 2 {
 			t.Errorf("the Pool took %d connections", s.Conns)
@@ -307,6 +321,121 @@ func TestPoolGuard(t *testing.T) {
 		}
 		if n := ask[int](t, db, "SELECT COUNT(*) FROM work"); n != 1 {
 			t.Errorf("%d rows were committed", n)
+		}
+	})
+}
+
+// TestPoolSeveralNames: two processes transfer between accounts in both directions,
+// and never wait for each other in a circle. Two at one account are a data race.
+func TestPoolSeveralNames(t *testing.T) {
+	onEachBackend(t, func(t *testing.T, b func() sqllock.Backend, open func() *sql.DB) {
+		slow(t)
+		prefix := lockName("account")
+		accounts := make([]int, 6)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var wg sync.WaitGroup
+		for range 2 {
+			db := open()
+			db.SetMaxOpenConns(8)
+			p := pool(t, db, b())
+			for range 8 {
+				wg.Go(func() {
+					for range 20 {
+						from, to := rand.N(len(accounts)), rand.N(len(accounts))
+						names := []string{fmt.Sprint(prefix, from), fmt.Sprint(prefix, to)}
+						err := p.DoAll(ctx, names, func(context.Context, sqllock.Locks) error {
+							accounts[from]--
+							accounts[to]++
+							return nil
+						})
+						if err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				})
+			}
+		}
+		wg.Wait()
+		sum := 0
+		for _, a := range accounts {
+			sum += a
+		}
+		if sum != 0 {
+			t.Errorf("the sum of all accounts is %d: %v", sum, accounts)
+		}
+	})
+}
+
+// TestPoolTooSmall: too few connections are an error or an event that says so, and
+// nobody waits without a word.
+func TestPoolTooSmall(t *testing.T) {
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := open(t, s)
+		starved := make(chan error, 10)
+		k := sqllock.New(mysqlnamed.New(), sqllock.WithObserver(func(e sqllock.Event) {
+			if e.Kind == sqllock.Starved {
+				starved <- e.Err
+			}
+		}))
+		p := sqllock.NewPool(db, k)
+		name := lockName("small")
+		says := func(what string, err error, words ...string) {
+			t.Helper()
+			wantErr(t, what, err, sqllock.ErrPoolTooSmall)
+			for _, w := range words {
+				if err != nil && !strings.Contains(err.Error(), w) {
+					t.Errorf("%s should say %q: %v", what, w, err)
+				}
+			}
+		}
+		db.SetMaxOpenConns(1)
+		_, err := p.Lock(t.Context(), name)
+		says("a *sql.DB with one connection", err, "MaxOpenConns", "is 1")
+
+		db.SetMaxOpenConns(3) // the Pool may have one of them
+		err = p.Do(t.Context(), name, func(ctx context.Context, _ *sqllock.Lock) error {
+			_, err := p.Lock(ctx, name)
+			wantErr(t, "Lock inside of itself", err, sqllock.ErrHeld)
+			_, err = p.Lock(ctx, name+"2")
+			return err
+		}, sqllock.OwnSession())
+		says("a lock inside of one that has the connection", err, "MaxOpenConns")
+
+		// The application has all connections, and would wait for the Pool.
+		var txs []*sql.Tx
+		for range 3 {
+			tx, err := db.BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback() //nolint:errcheck // nothing was done in it
+			txs = append(txs, tx)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		failed := make(chan error, 1)
+		go func() {
+			_, err := p.Lock(ctx, name)
+			failed <- err
+		}()
+		says("the event", <-starved, "3 of 3", "MaxOpenConns")
+		if w := p.Snapshot().Waiting; len(w) != 1 || w[0].Problem == "" || !strings.Contains(w[0].By, "TestPoolTooSmall") {
+			t.Errorf("the snapshot has %+v", w)
+		}
+		cancel()
+		err = <-failed
+		says("Lock in vain", err, "MaxOpenConns")
+		wantErr(t, "Lock in vain", err, context.Canceled)
+		_ = txs[0].Rollback()
+		l, err := p.Lock(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		release(t, l)
+		if err := p.Close(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 }
