@@ -50,16 +50,16 @@ type starts struct {
 type sighting struct {
 	serial    int64     // from UUID_SHORT
 	at        time.Time // when it was asked for
-	restarted time.Time // what was granted before this was granted before a restart; zero if there was none
+	restarted time.Time // what was granted before this may have been granted before a restart; zero if there was none
 }
 
-// leap is how much the serial number of a server never grows by between two looks: it
+// leap is how much the serial number of a server does not grow by in a minute: it
 // begins with the second of the start, times twice as much, and grows by one with each
 // call of UUID_SHORT by anybody.
 const leap = 1 << 23
 
 // saw notes the serial number that a server has given when it was asked at at, and
-// tells before when a grant is of an earlier life of it.
+// tells before when a grant may be of an earlier life of it.
 func (s *starts) saw(server string, serial int64, at time.Time) (restarted time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,7 +68,10 @@ func (s *starts) saw(server string, serial int64, at time.Time) (restarted time.
 		return last.restarted
 	}
 	if d := serial - last.serial; seen && (d > leap || d < -leap) {
-		last.restarted = last.at
+		last.restarted = at
+		if at.Sub(last.at) > time.Minute { // it may be a leap of many calls after all
+			last.restarted = last.at
+		}
 	}
 	if s.last == nil {
 		s.last = make(map[string]sighting)

@@ -139,7 +139,7 @@ func (l *Lock) run(ctx context.Context, fn func(context.Context, *Lock) error, b
 // may have ended for a cause.
 func both(released, err, cause error) error {
 	switch {
-	case released == nil || errors.Is(released, ErrNotHeld):
+	case released == nil || errors.Is(released, ErrNotHeld) && !errors.Is(released, ErrClosed):
 		return err
 	case err == nil || err == cause: //nolint:errorlint // the cause as it is adds nothing
 		return released

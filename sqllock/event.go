@@ -3,6 +3,7 @@ package sqllock
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -77,7 +78,7 @@ func (e Event) attrs() []slog.Attr {
 		as = append(as, slog.Group("holder", slog.Int64("session", h.Session), slog.String("process", h.Process)))
 	}
 	if e.Err != nil {
-		as = append(as, slog.Any("error", e.Err))
+		as = append(as, slog.String("error", strings.ReplaceAll(e.Err.Error(), "sqllock: ", "")))
 	}
 	return as
 }

@@ -64,11 +64,19 @@ func (t *tenure) extension() time.Duration {
 // extendAll extends leases over a session that is not theirs, or only by chance:
 // theirs may be in use.
 func (p *Pool) extendAll(b GroupExtender, ts []*tenure, ttl time.Duration) {
-	grants := make([]Grant, len(ts))
-	for i, t := range ts {
-		t.lock.extending.Lock()
-		grants[i] = t.lock.Grant()
+	var grants []Grant
+	var free []*tenure
+	for _, t := range ts {
+		if !t.lock.extending.TryLock() {
+			t.tell(errExtending)
+			continue
+		}
+		free, grants = append(free, t), append(grants, t.lock.Grant())
 	}
+	if len(free) == 0 {
+		return
+	}
+	ts = free
 	held, until, err := p.extendOver(b, ts[0].place.ctx, grants, ttl)
 	for i, t := range ts {
 		switch {
@@ -84,6 +92,10 @@ func (p *Pool) extendAll(b GroupExtender, ts []*tenure, ttl time.Duration) {
 	}
 }
 
+// errExtending is that the tenant itself is extending the lease. That may take as long
+// as a statement on its session.
+var errExtending = fmt.Errorf("%w: its holder is extending it", ErrInTransaction)
+
 // extended notes the new end: no later than the lease may be held.
 func (t *tenure) extended(until time.Time) {
 	t.lock.endsBy(minTime(until, t.lock.since.Add(t.place.req.keep)))
@@ -96,6 +108,9 @@ func (t *tenure) tell(err error) {
 	}
 	if err != nil {
 		t.kept.Reset(max(min(t.lock.Remaining()/4, time.Second), time.Millisecond))
+	}
+	if errors.Is(err, errExtending) {
+		return // it will be told of that
 	}
 	t.lock.emit(Event{Kind: Extended, Name: t.lock.name, Err: err})
 }

@@ -19,7 +19,7 @@ var (
 	errLostAlone = fmt.Errorf("%w: the server does not have it any more as it was granted", ErrLost)
 
 	// errExpired is how a lock of a Pool ends whose time is over.
-	errExpired = fmt.Errorf("%w: its TTL is over", ErrLost)
+	errExpired = fmt.Errorf("%w: its TTL is over, or the time that it was to be kept alive for", ErrLost)
 )
 
 // Lock is a handle on one acquisition of a name. It is safe for concurrent use.

@@ -364,8 +364,8 @@ func (p *Pool) above(ctx context.Context) (ts []*tenure) {
 }
 
 func errNested(limit int) error {
-	return fmt.Errorf("%w: all %d connections that the Pool may take are used by functions that wait for a further one, this call's among them; "+
-		"raise MaxOpenConns or WithMaxConns", ErrPoolTooSmall, limit)
+	return fmt.Errorf("%w: of the %d connections that the Pool may take, those for locks with OwnSession are used by functions that wait for a further one, "+
+		"this call's among them; raise MaxOpenConns or WithMaxConns", ErrPoolTooSmall, limit)
 }
 
 // Close ends the Pool. Calls that wait for a lock return [ErrClosed] at once, as do
@@ -427,16 +427,18 @@ func (p *Pool) evict(ctx context.Context) error {
 	p.mu.Lock()
 	names := make([]string, 0, len(p.held))
 	for t := range p.held {
-		if !t.retired {
-			names = append(names, fmt.Sprintf("%q (%s)", t.place.name, t.place.by()))
+		held := ""
+		if t.retired {
+			held = ", before the time of AtLeast"
 		}
+		names = append(names, fmt.Sprintf("%q (%s%s)", t.place.name, t.place.by(), held))
 		p.goes(func() { t.evict(ctx) })
 	}
 	p.mu.Unlock()
 	if len(names) == 0 {
 		return nil
 	}
-	return fmt.Errorf("sqllock: close: %w: released under their holders: %s", endOf(ctx), enumerate(names))
+	return fmt.Errorf("sqllock: close: %w: released what was still held: %s", endOf(ctx), enumerate(names))
 }
 
 // enumerate names the first of many.

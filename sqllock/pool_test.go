@@ -142,7 +142,7 @@ func waits(t *testing.T, done <-chan result) {
 	synctest.Wait()
 	select {
 	case r := <-done:
-		t.Fatalf("it should wait: %+v", r)
+		t.Fatalf("it should wait: %v, %v", r.lock, r.err)
 	default:
 	}
 }
@@ -1311,7 +1311,7 @@ func TestPoolNestedOwn(t *testing.T) {
 				}
 				err := h.Do(ctx, "job", deeper, own)
 				is(t, "Do", err, sqllock.ErrPoolTooSmall)
-				textHas(t, err, fmt.Sprintf("all %d connections that the Pool may take", test.conns), "raise MaxOpenConns or WithMaxConns")
+				textHas(t, err, fmt.Sprintf("of the %d connections that the Pool may take", test.conns), "raise MaxOpenConns or WithMaxConns")
 				if depth != test.ok {
 					t.Errorf("%d functions ran, want %d", depth, test.ok)
 				}
@@ -1460,12 +1460,12 @@ func TestPoolStarves(t *testing.T) {
 			t.Helper()
 			a, b := h.locks(t, "a", own), h.locks(t, "b", own)
 			return func() { release(t, a, b) }
-		}, []sqllock.LockOption{own}, []string{"all 3 that the Pool may take are in use, 2 of them by locks with OwnSession and 0 by locks that share one", "MaxOpenConns"}},
+		}, []sqllock.LockOption{own}, []string{"of the 3 that the Pool may take, 2 are used by locks with OwnSession, 0 to wait, one is kept for locks that share", "MaxOpenConns"}},
 		{"an OwnSession has the only one", 0, 1, func(t *testing.T, h *host) func() {
 			t.Helper()
 			a := h.locks(t, "a", own)
 			return func() { release(t, a) }
-		}, nil, []string{"all 1 that the Pool may take are in use, 1 of them by locks with OwnSession and 0 by locks that share one", "MaxOpenConns"}},
+		}, nil, []string{"of the 1 that the Pool may take, 1 are used by locks with OwnSession, 0 to wait, 0 by locks that share", "MaxOpenConns"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, s *memory.Server) {
@@ -1598,6 +1598,28 @@ func TestPoolWaitsYield(t *testing.T) {
 		is(t, "Lock", err, sqllock.ErrBusy, context.DeadlineExceeded)
 		takes(t, "Lock", start, time.Minute)
 		release(t, held, own)
+	})
+}
+
+// TestPoolYieldsAreNoFailures: a wait that has yielded often outlives the end of its
+// session as any other.
+func TestPoolYieldsAreNoFailures(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *memory.Server) {
+		h, other := newHost(t, s, setup{pool: []sqllock.PoolOption{sqllock.WithMaxConns(2)}}), newHost(t, s, setup{})
+		held := other.locks(t, "job")
+		next := h.begin(t.Context(), "job")
+		for range 5 {
+			release(t, h.locks(t, "own", sqllock.OwnSession()))
+			time.Sleep(time.Second)
+		}
+		for id := range int64(100) {
+			if id != held.Grant().Session {
+				_ = s.Kill(id) // there may be none
+			}
+		}
+		waits(t, next)
+		release(t, held)
+		release(t, granted(t, next))
 	})
 }
 
@@ -1793,9 +1815,9 @@ func TestPoolCloseWaitsForAtLeast(t *testing.T) {
 		release(t, h.locks(t, "job", sqllock.AtLeast(10*time.Second)))
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := h.Close(ctx); err != nil {
-			t.Errorf("nobody has lost anything: %v", err)
-		}
+		err := h.Close(ctx)
+		is(t, "Close", err, context.Canceled)
+		textHas(t, err, "before the time of AtLeast")
 		takes(t, "Close", start, 0)
 		h.free(t, s, "job")
 	})
@@ -2141,7 +2163,7 @@ func TestPoolCloseEvicts(t *testing.T) {
 		takes(t, "Close", start, 5*time.Second)
 		is(t, "Close", err, context.DeadlineExceeded)
 		name, _, _ := strings.Cut(at, ":")
-		textHas(t, err, "sqllock: close: context deadline exceeded: shutting down: released under their holders: ", `"running" (`+name+".", `"own" (`, `"a" (`, `"b" (`)
+		textHas(t, err, "sqllock: close: context deadline exceeded: shutting down: released what was still held: ", `"running" (`+name+".", `"own" (`, `"a" (`, `"b" (`)
 		is(t, "Do", <-running, sqllock.ErrClosed)
 		for _, l := range append(all, own) {
 			is(t, "Err", l.Err(), sqllock.ErrClosed, sqllock.ErrNotHeld)
@@ -2185,7 +2207,7 @@ func TestPoolCloseSilent(t *testing.T) {
 		defer cancel()
 		err := h.Close(ctx)
 		takes(t, "Close", start, 5*time.Second)
-		textHas(t, err, "released under their holders", "2 goroutines still wait")
+		textHas(t, err, "released what was still held", "2 goroutines still wait")
 		close(answer)
 		if err := h.Close(t.Context()); err != nil {
 			t.Error(err)
@@ -2246,7 +2268,7 @@ func TestPoolCloseStorm(t *testing.T) {
 			grace, cancelGrace := context.WithTimeout(ctx, time.Duration(rand.N(3))*time.Millisecond)
 			defer cancelGrace()
 			err := h.Close(grace)
-			if err != nil && !strings.Contains(err.Error(), "released under their holders") {
+			if err != nil && !strings.Contains(err.Error(), "released what was still held") {
 				t.Error(err)
 			}
 			if s := h.Stats(); s.Conns != 0 || s.Held != 0 || h.db.Stats().InUse != 0 {

@@ -396,8 +396,8 @@ func (p *Pool) await(ctx context.Context, pl *place) (t *tenure, err error) {
 // persist acquires for pl: by waiting, on a connection apart, or, where there is none
 // to be had for that, by one try after another.
 func (p *Pool) persist(ctx context.Context, pl *place, wait func(context.Context, *seat) error, try func() error) error {
-	pause := firstPause
-	for n := 1; ; {
+	pause, gone := firstPause, 0
+	for {
 		s, ok, err := p.takeToWait(ctx, pl)
 		if err != nil {
 			return err
@@ -405,7 +405,6 @@ func (p *Pool) persist(ctx context.Context, pl *place, wait func(context.Context
 		yielded := false
 		if ok {
 			yielded, err = p.waiting(ctx, func(ctx context.Context) error { return wait(ctx, s) })
-			n++
 		}
 		switch {
 		case !ok, yielded:
@@ -415,7 +414,9 @@ func (p *Pool) persist(ctx context.Context, pl *place, wait func(context.Context
 			if err := try(); err == nil || !errors.Is(err, ErrBusy) {
 				return err
 			}
-		case err == nil, n > acquireTries, ctx.Err() != nil, !errors.Is(err, ErrSessionGone):
+		case errors.Is(err, ErrSessionGone) && ctx.Err() == nil && gone < acquireTries:
+			gone++
+		default:
 			return err
 		}
 	}

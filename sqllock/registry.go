@@ -82,7 +82,10 @@ func (r *registry) end(conn *sql.Conn, why error) {
 		}
 	}
 	r.mu.Unlock()
+	if !errors.Is(why, ErrSessionGone) {
+		why = fmt.Errorf("%w: %w", ErrSessionGone, why)
+	}
 	for _, l := range lost {
-		l.end(fmt.Errorf("%w: %w: %w", ErrLost, ErrSessionGone, why))
+		l.end(fmt.Errorf("%w: %w", ErrLost, why))
 	}
 }

@@ -334,8 +334,12 @@ func (p *Pool) occupied(limit int) error {
 			own++
 		}
 	}
-	return fmt.Errorf("%w: all %d that the Pool may take are in use, %d of them by locks with OwnSession and %d by locks that share one; see MaxOpenConns and WithMaxConns",
-		ErrPoolTooSmall, limit, own, len(p.shared))
+	shared := fmt.Sprintf("%d by locks that share", len(p.shared))
+	if limit > 1 && len(p.shared) == 0 {
+		shared = "one is kept for locks that share"
+	}
+	return fmt.Errorf("%w: of the %d that the Pool may take, %d are used by locks with OwnSession, %d to wait, %s; see MaxOpenConns and WithMaxConns",
+		ErrPoolTooSmall, limit, own, len(p.apart)-own, shared)
 }
 
 // wait is one on the server, which can be done without a seat.

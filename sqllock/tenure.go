@@ -70,8 +70,8 @@ func (p *Pool) begin(t *tenure) bool {
 		p.share(s)
 	}
 	p.care()
-	p.mu.Unlock()
 	t.count()
+	p.mu.Unlock()
 	return true
 }
 
@@ -88,7 +88,7 @@ func (p *Pool) forget(t *tenure) {
 	}
 }
 
-// count starts the timers of a lease.
+// count starts the timers of a lease. The caller has Pool.mu.
 func (t *tenure) count() {
 	if t.grant.Until.IsZero() {
 		return
@@ -110,6 +110,8 @@ func (t *tenure) count() {
 // some time more, of which nobody is to make use.
 func (t *tenure) expire() {
 	if left := t.lock.Remaining(); left > 0 {
+		t.pool.mu.Lock()
+		defer t.pool.mu.Unlock()
 		t.expiry.Reset(left)
 		return
 	}
@@ -117,6 +119,8 @@ func (t *tenure) expire() {
 }
 
 func (t *tenure) stop() {
+	t.pool.mu.Lock()
+	defer t.pool.mu.Unlock()
 	if t.expiry != nil {
 		t.expiry.Stop()
 	}
