@@ -51,14 +51,20 @@ func (p *Pool) keep() {
 }
 
 // extension is for how long the lease is to be extended: for its TTL, but no longer
-// than it may be held; or 0 for not at all.
+// than it may be held. It is 0 for not now, since as much is left, or not at all.
 func (t *tenure) extension() time.Duration {
 	left := t.lock.Remaining()
-	ttl := min(t.ttl, t.place.req.keep-time.Since(t.lock.since))
-	if left <= 0 || ttl <= left {
+	longest := t.place.req.keep - time.Since(t.lock.since)
+	ttl := min(t.ttl, longest)
+	switch {
+	case left <= 0:
 		return 0
+	case ttl > left:
+		return ttl
+	case longest > left:
+		t.kept.Reset(max(left-t.ttl*2/3, time.Millisecond))
 	}
-	return ttl
+	return 0
 }
 
 // extendAll extends leases over a session that is not theirs, or only by chance:

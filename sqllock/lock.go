@@ -286,8 +286,11 @@ func (l *Lock) extend(ctx context.Context, ttl time.Duration) error {
 
 func (l *Lock) endsBy(until time.Time) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.grant.Until = until
+	l.mu.Unlock()
+	if l.tenure != nil {
+		l.tenure.expires(until)
+	}
 }
 
 func minTime(a, b time.Time) time.Time {

@@ -399,10 +399,14 @@ func (p *Pool) fill(ctx context.Context, pl *place, s *seat) (*seat, error) {
 }
 
 // takeToWait returns a seat for pl to wait on. ok is false where there is none to be
-// had at once, or others need it to hold a lock.
+// had at once, or others need it to hold a lock, as they do the only one.
 func (p *Pool) takeToWait(ctx context.Context, pl *place) (s *seat, ok bool, err error) {
+	limit, err := p.limit()
+	if err != nil {
+		return nil, false, err
+	}
 	p.mu.Lock()
-	if p.line.Len() == 0 {
+	if limit > 1 && p.line.Len() == 0 {
 		s = p.reserve()
 	}
 	p.mu.Unlock()

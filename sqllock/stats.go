@@ -160,7 +160,7 @@ type WaitingCall struct {
 	By      string // the function that made it, and its line
 	Since   time.Time
 	For     time.Duration
-	Holder  string // the function of this process that has the lock or waits for it before, or "another process"
+	Holder  string // the function of this process that has the lock or waits for it before, or "another process"; empty while the server is being asked
 	Problem string // what it waits for before it can wait for the lock: a connection, and who has them
 }
 
@@ -182,7 +182,10 @@ func (p *Pool) Snapshot() Snapshot {
 		s.Held = append(s.Held, h)
 	}
 	for _, q := range p.queues {
-		holder := "another process"
+		holder := ""
+		if q.attempt != nil {
+			holder = "another process"
+		}
 		for _, c := range q.calls() {
 			w := WaitingCall{Name: c.name, By: c.by(), Since: c.since, For: now.Sub(c.since), Holder: holder}
 			if c != q.turn && q.turn != nil {

@@ -110,12 +110,19 @@ func (t *tenure) count() {
 // some time more, of which nobody is to make use.
 func (t *tenure) expire() {
 	if left := t.lock.Remaining(); left > 0 {
-		t.pool.mu.Lock()
-		defer t.pool.mu.Unlock()
-		t.expiry.Reset(left)
+		t.expires(time.Now().Add(left))
 		return
 	}
 	t.lock.end(errExpired)
+}
+
+// expires has the timer go off at the new end of the lease.
+func (t *tenure) expires(until time.Time) {
+	t.pool.mu.Lock()
+	defer t.pool.mu.Unlock()
+	if t.expiry != nil {
+		t.expiry.Reset(time.Until(until))
+	}
 }
 
 func (t *tenure) stop() {
