@@ -3,7 +3,6 @@ package integration
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -130,7 +129,12 @@ func (f *lossServer) locker(opts ...sqllock.Option) *sqllock.Locker {
 // pool is closed at the end of the test, when all locks have to be free.
 func (f *lossServer) pool(db *sql.DB, interval time.Duration, opts ...sqllock.PoolOption) *sqllock.Pool {
 	f.Helper()
-	p := sqllock.NewPool(db, f.locker(sqllock.WithCheckInterval(interval)), opts...)
+	return f.poolOf(db, f.locker(sqllock.WithCheckInterval(interval)), opts...)
+}
+
+func (f *lossServer) poolOf(db *sql.DB, k *sqllock.Locker, opts ...sqllock.PoolOption) *sqllock.Pool {
+	f.Helper()
+	p := sqllock.NewPool(db, k, opts...)
 	f.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(f.Context()), 30*time.Second)
 		defer cancel()
@@ -399,9 +403,8 @@ func TestPoolKill(t *testing.T) {
 		bySession := make(map[int64][]*lossHold)
 		var victims []*lossHold // those of one session
 		for _, h := range append(shared, another) {
-			all := append(bySession[h.session], h)
-			bySession[h.session] = all
-			if len(all) > len(victims) {
+			bySession[h.session] = append(bySession[h.session], h)
+			if all := bySession[h.session]; len(all) > len(victims) {
 				victims = all
 			}
 		}
@@ -452,17 +455,23 @@ type lossNet struct {
 
 func (f *lossServer) net() *lossNet {
 	f.Helper()
-	cfg, err := mysql.ParseDSN(f.server.DSN)
+	n := &lossNet{f: f}
+	n.begin("127.0.0.1:0")
+	f.Cleanup(func() { n.Stop() })
+	return n
+}
+
+func (n *lossNet) begin(listen string) {
+	n.f.Helper()
+	cfg, err := mysql.ParseDSN(n.f.server.DSN)
 	if err != nil {
-		f.Fatal(err)
+		n.f.Fatal(err)
 	}
 	api := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
-	n := &lossNet{toxiproxy.NewProxy(api, "pool", "127.0.0.1:0", cfg.Addr), f}
+	n.Proxy = toxiproxy.NewProxy(api, "pool", listen, cfg.Addr)
 	if err := n.Start(); err != nil {
-		f.Fatal(err)
+		n.f.Fatal(err)
 	}
-	f.Cleanup(n.Stop)
-	return n
 }
 
 // open is over the network.
@@ -472,25 +481,44 @@ func (n *lossNet) open() *sql.DB {
 }
 
 // add adds a toxic for the directions.
-func (n *lossNet) add(kind string, attributes map[string]any, directions ...string) (end func()) {
+func (n *lossNet) add(kind, attribute string, value time.Duration, directions ...string) (names []string) {
 	n.f.Helper()
-	var names []string
 	for _, d := range directions {
-		toxic, err := json.Marshal(map[string]any{"name": kind + " " + d, "type": kind, "stream": d, "attributes": attributes})
-		if err != nil {
+		name := kind + " " + d
+		toxic := fmt.Sprintf(`{"name":%q,"type":%q,"stream":%q,"attributes":{%q:%d}}`, name, kind, d, attribute, value.Milliseconds())
+		if _, err := n.Toxics.AddToxicJson(strings.NewReader(toxic)); err != nil {
 			n.f.Fatal(err)
 		}
-		if _, err := n.Toxics.AddToxicJson(strings.NewReader(string(toxic))); err != nil {
-			n.f.Fatal(err)
-		}
-		names = append(names, kind+" "+d)
+		names = append(names, name)
 	}
+	return names
+}
+
+// delay holds up what goes in the directions. At its end what was held up gets
+// through.
+func (n *lossNet) delay(by time.Duration, directions ...string) (end func()) {
+	n.f.Helper()
+	names := n.add("latency", "latency", by, directions...)
 	end = sync.OnceFunc(func() {
 		for _, name := range names {
 			_ = n.Toxics.RemoveToxic(context.Background(), name)
 		}
 	})
-	n.f.Cleanup(end) // what holds up data holds up everybody's end
+	n.f.Cleanup(end) // before the Pool is closed
+	return end
+}
+
+// cut ends connections on which something comes (reset_peer), or has it vanish
+// (timeout). Its end is another network in place of this one: where such a toxic is
+// removed, toxiproxy may leave a goroutine behind.
+func (n *lossNet) cut(kind string, directions ...string) (end func()) {
+	n.f.Helper()
+	n.add(kind, "timeout", 0, directions...)
+	end = sync.OnceFunc(func() {
+		n.Stop()
+		n.begin(n.Listen)
+	})
+	n.f.Cleanup(end)
 	return end
 }
 
@@ -507,12 +535,11 @@ func TestPoolNetwork(t *testing.T) {
 		var slow, cut []*fault
 		for _, f := range all {
 			slow = append(slow,
-				&fault{name: "latency", toxic: "latency", value: 3 * faultInterval, directions: []string{downstream}, f: f.on(t)},
-				// Removed, it lets go of what it has held up.
-				&fault{name: "a passing silence", toxic: "latency", value: time.Hour, directions: []string{upstream, downstream}, f: f.on(t)},
+				&fault{name: "latency", value: 3 * faultInterval, directions: []string{downstream}, f: f.on(t)},
+				&fault{name: "a passing silence", value: time.Hour, directions: []string{upstream, downstream}, f: f.on(t)},
 			)
 			cut = append(cut,
-				&fault{name: "reset", toxic: "reset_peer", directions: []string{upstream}, f: f.on(t)},
+				&fault{name: "reset", toxic: "reset_peer", directions: []string{downstream}, f: f.on(t)},
 				&fault{name: "silence", toxic: "timeout", directions: []string{upstream, downstream}, f: f.on(t)},
 				&fault{name: "half-open upstream", toxic: "timeout", directions: []string{upstream}, f: f.on(t)},
 				&fault{name: "half-open downstream", toxic: "timeout", directions: []string{downstream}, f: f.on(t)},
@@ -538,7 +565,7 @@ func TestPoolNetwork(t *testing.T) {
 				wantReleased(t, c.locks...)
 			})
 		}
-		begin(t, 500*time.Millisecond, cut)
+		begin(t, 1500*time.Millisecond, cut) // more than a busy machine takes to answer
 		for _, c := range cut {
 			t.Run(c.f.what()+" "+c.name, func(t *testing.T) {
 				t.Log("known " + spread(wantAllLost(t, c.start, c.locks...)) + " after the cut")
@@ -554,8 +581,8 @@ const faultInterval = 200 * time.Millisecond
 // fault is a network that fails, and a Pool behind it.
 type fault struct {
 	name       string
-	toxic      string
-	value      time.Duration
+	toxic      string        // "" for a delay
+	value      time.Duration // of the delay
 	directions []string
 
 	f     *lossServer
@@ -583,21 +610,19 @@ func begin(t *testing.T, answer time.Duration, all []*fault) {
 	}
 	for i, c := range all {
 		c.start = time.Now()
-		c.end = nets[i].add(c.toxic, map[string]any{map[bool]string{true: "latency", false: "timeout"}[c.toxic == "latency"]: c.value.Milliseconds()}, c.directions...)
+		if c.toxic == "" {
+			c.end = nets[i].delay(c.value, c.directions...)
+		} else {
+			c.end = nets[i].cut(c.toxic, c.directions...)
+		}
 	}
-}
-
-// silence lasts until its end; then what was held up gets through.
-func (n *lossNet) silence() (end func()) {
-	n.f.Helper()
-	return n.add("latency", map[string]any{"latency": time.Hour.Milliseconds()}, upstream, downstream)
 }
 
 // TestPoolSaturated: the application uses up its connections. That loses nothing, and
 // hides no loss.
 func TestPoolSaturated(t *testing.T) {
 	t.Parallel()
-	const interval, answer = 100 * time.Millisecond, 500 * time.Millisecond
+	const interval, answer = 100 * time.Millisecond, time.Second
 	saturate := func(f *lossServer, db *sql.DB) {
 		f.Helper()
 		for s := db.Stats(); s.InUse < s.MaxOpenConnections; s = db.Stats() {
@@ -623,10 +648,10 @@ func TestPoolSaturated(t *testing.T) {
 		saturate(h, silent)
 		start := time.Now()
 		f.looks(10)
-		waitFor(t, "several answer times to pass", func() bool { return time.Since(start) > 4*answer })
+		waitFor(t, "more than two answer times to pass", func() bool { return time.Since(start) > 5*answer/2 })
 		wantAllHeld(t, append(append(shared, idle, alone), cutOff...)...)
 		start = time.Now()
-		end := net.add("timeout", map[string]any{"timeout": 0}, upstream, downstream)
+		end := net.cut("timeout", upstream, downstream)
 		for _, victim := range []*lossHold{shared[0], idle, alone} {
 			if err := mysqlKill(t.Context(), f.direct, victim.session); err != nil {
 				t.Fatal(err)
@@ -837,23 +862,37 @@ func TestPoolKeepAlive(t *testing.T) {
 	}, engines...)
 }
 
-// TestPoolKeepAliveThroughErrors: what passes while the TTL lasts loses no lease.
+// TestPoolKeepAliveThroughErrors: what passes while the TTL lasts loses no lease: the
+// network is silent, and, elsewhere, the table is locked for longer than the session's
+// statements wait.
 func TestPoolKeepAliveThroughErrors(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
+	const ttl = 4 * time.Second
 	onEachLossAtOnce(t, func(t *testing.T, all []*lossServer) {
 		silent, locked := all[0], all[1]
 		n := silent.net()
-		pools := []*sqllock.Pool{silent.pool(n.open(), 200*time.Millisecond), locked.pool(locked.open(), 200*time.Millisecond)}
+		failed := make(chan error, 100)
+		impatient := locked.open(func(c *mysql.Config) { c.Params = map[string]string{"lock_wait_timeout": "1"} })
+		watched := locked.locker(sqllock.WithObserver(func(e sqllock.Event) {
+			if e.Kind == sqllock.Extended && e.Err != nil {
+				failed <- e.Err
+			}
+		}))
+		pools := []*sqllock.Pool{silent.pool(n.open(), 200*time.Millisecond), locked.poolOf(impatient, watched)}
 		var kept [2][]*lossHold
 		for i, p := range pools {
 			opts := []sqllock.LockOption{sqllock.TTL(ttl), sqllock.KeepAlive(time.Hour)}
 			kept[i] = append(all[i].many(p, 5, opts...), all[i].held(p, "own", nil, append(opts, sqllock.OwnSession())...))
 		}
-		end := n.silence()
+		end := n.delay(time.Hour, upstream, downstream)
 		c := conn(t, locked.direct)
 		do(t, c, "LOCK TABLES shared_locks WRITE")
-		time.Sleep(ttl/3 + 500*time.Millisecond) // extensions are under way
+		select {
+		case err := <-failed:
+			t.Log(err)
+		case <-time.After(30 * time.Second):
+			t.Error("no extension has failed")
+		}
 		end()
 		do(t, c, "UNLOCK TABLES")
 		for range 2 {
@@ -942,8 +981,9 @@ func TestPoolServerRestart(t *testing.T) {
 			t.Parallel()
 			s := durable(t, kind)
 			var idle, inUse []*lossHold
+			var all []*lossServer
+			var pools []*sqllock.Pool
 			var nets []*lossNet
-			ids := make(map[int64][]*lossHold)
 			for _, engine := range []string{"", "MyISAM"} {
 				f := newLossServer(t, s, engine)
 				for range 20 {
@@ -952,20 +992,23 @@ func TestPoolServerRestart(t *testing.T) {
 				n := f.net()
 				// Nothing is taken for lost for the time that the server is away.
 				p := f.pool(n.open(), 200*time.Millisecond, sqllock.WithAnswerTime(time.Minute))
-				some := append(f.many(p, 5), f.held(p, "idle", nil, sqllock.OwnSession()))
-				idle, inUse = append(idle, some...), append(inUse, f.held(p, "in-use", busy, sqllock.OwnSession()))
-				nets = append(nets, n)
+				idle = append(append(idle, f.many(p, 5)...), f.held(p, "idle", nil, sqllock.OwnSession()))
+				inUse = append(inUse, f.held(p, "in-use", busy, sqllock.OwnSession()))
+				all, pools, nets = append(all, f), append(pools, p), append(nets, n)
 			}
+			waitFor(t, "another second than the one in which the server started", func() bool {
+				return ask[bool](t, all[0].direct, "SELECT UNIX_TIMESTAMP()>((UUID_SHORT()>>24)&0xFFFFFFFF)+1")
+			})
+			for i, f := range all { // which the watch has hardly had the time to ask about
+				f.looks(1)
+				inUse = append(inUse, f.held(pools[i], "late", busy, sqllock.OwnSession()))
+				nets[i].Stop()
+			}
+			ids := make(map[int64][]*lossHold)
 			for _, h := range append(slices.Clone(idle), inUse...) {
 				ids[h.session] = append(ids[h.session], h)
 			}
-			waitFor(t, "another second than the one in which the server started", func() bool {
-				return ask[bool](t, idle[0].f.direct, "SELECT UNIX_TIMESTAMP()>((UUID_SHORT()>>24)&0xFFFFFFFF)+1")
-			})
 			start := time.Now()
-			for _, n := range nets {
-				n.Stop()
-			}
 			if err := s.Crash(t.Context()); err != nil {
 				t.Fatal(err)
 			}

@@ -105,11 +105,18 @@ func connOf(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 	if err == nil {
 		return conn, nil
 	}
-	if ctx.Err() != nil && allInUse(db) {
+	if hasEnded(ctx) && allInUse(db) {
 		return nil, fmt.Errorf("no connection for the lock: all %d of the pool (MaxOpenConns) were in use: %w",
 			db.Stats().MaxOpenConnections, endOf(ctx))
 	}
 	return nil, fmt.Errorf("no connection for the lock: %w", err)
+}
+
+// hasEnded tells a ctx whose deadline has passed, too: a dialer takes the time itself,
+// and may be faster than the timer of ctx.
+func hasEnded(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && time.Until(deadline) <= 0
 }
 
 func allInUse(db *sql.DB) bool {

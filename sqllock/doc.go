@@ -29,7 +29,8 @@
 // [Lock.Extend] prolongs it, [Lock.AssertTTL] asks how much is left, and
 // [Lock.Remaining] estimates that without asking. Whoever finds out by a call on
 // the handle that the time was over gets [ErrLost]; the session is closed then,
-// with what was begun on it, since it must not outlive the lock. [Lock.Token] is a
+// with what was begun on it, since it must not outlive the lock (unless it is one that
+// locks of a Pool share). [Lock.Token] is a
 // number that grows with every grant, for stores that refuse late writes.
 //
 // # Many locks, many waiters
@@ -44,7 +45,7 @@
 //	                    a statement, or, for a lease, by one that gives it the next one's
 //	                    TTL and a new token; after 100 of these or 10 ms, or if nobody
 //	                    waits, it is released on the server
-//	locks               share sessions, about 500 each; one with [OwnSession] has its own
+//	locks               share sessions, about 500 each; one with OwnSession has its own
 //	watch               one statement each interval, over one of the sessions: for each
 //	                    session, whether it still holds one of its locks, as which it lives
 //

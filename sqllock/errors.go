@@ -13,9 +13,10 @@ var (
 	ErrBusy = errors.New("sqllock: another session holds the lock")
 
 	// ErrHeld is returned by TryLock and Lock when the session under the conn
-	// holds the name already, or is acquiring it in another goroutine. That
+	// holds the name already, or is acquiring it in another goroutine; by a [Pool]
+	// when the ctx of the call is that of a function that runs under the lock. That
 	// lock is not touched; no second reference is taken.
-	ErrHeld = errors.New("sqllock: this session holds the lock already")
+	ErrHeld = errors.New("sqllock: the caller holds the lock already")
 
 	// ErrNotHeld is returned by the calls on a handle that has been released,
 	// and by Holder when nobody holds the name.

@@ -9,13 +9,14 @@ import (
 
 // Event is something that happened to a lock. Observers get it ([WithObserver]).
 type Event struct {
-	Kind   EventKind
-	Name   string        // of the lock, as the caller gave it
-	Waited time.Duration // from the call to its end, for Acquired and Busy
-	Held   time.Duration // from the grant on, for Released, Lost and Expired
-	Token  int64         // of the grant, for Acquired; 0 if there is none
-	Holder Holder        // whom it was taken from, for TakenOver and Killed
-	Err    error         // why, for Busy, Lost, Expired, Starved and Repaired; of an extension that failed, for Extended
+	Kind    EventKind
+	Name    string        // of the lock, as the caller gave it
+	Waited  time.Duration // from the call on, for Acquired, Busy and Starved
+	Held    time.Duration // from the grant on, for Released, Lost and Expired
+	Token   int64         // of the grant, for Acquired; 0 if there is none
+	Session int64         // the server's id of the session, for Released, Lost and Expired; 0 if the backend has not had to ask for it
+	Holder  Holder        // whom it was taken from, for TakenOver and Killed
+	Err     error         // why, for Busy, Lost, Expired, Starved and Repaired, and for Released by the end of the Pool; of an extension that failed, for Extended
 }
 
 // EventKind is a kind of Event.
@@ -48,12 +49,13 @@ func (k EventKind) level() slog.Level {
 
 // LogTo returns an observer that writes events to log: what happens to every lock
 // at slog.LevelDebug; a loss, an expiry, a takeover, a kill, and a wait for a
-// connection at slog.LevelWarn; a damaged table at slog.LevelError. Attributes
+// connection, a release by the end of the Pool, and an extension that failed at
+// slog.LevelWarn; a damaged table at slog.LevelError. Attributes
 // are those fields of the [Event] that are not zero, durations as such.
 func LogTo(log *slog.Logger) func(Event) {
 	return func(e Event) {
 		ctx, level := context.Background(), e.Kind.level() //nolint:forbidigo // there is none: a log handler takes values from it only
-		if e.Kind == Extended && e.Err != nil {
+		if (e.Kind == Extended || e.Kind == Released) && e.Err != nil {
 			level = slog.LevelWarn
 		}
 		if !log.Enabled(ctx, level) {
@@ -73,6 +75,9 @@ func (e Event) attrs() []slog.Attr {
 	}
 	if e.Token != 0 {
 		as = append(as, slog.Int64("token", e.Token))
+	}
+	if e.Session != 0 && e.Kind != Released {
+		as = append(as, slog.Int64("session", e.Session))
 	}
 	if h := e.Holder; h.Session != 0 {
 		as = append(as, slog.Group("holder", slog.Int64("session", h.Session), slog.String("process", h.Process)))

@@ -432,7 +432,7 @@ func TestPoolSnapshot(t *testing.T) {
 			{Name: "theirs", Since: start.Add(3 * time.Second), Holder: "another process"},
 			{Name: "theirs", Since: start.Add(3 * time.Second), Holder: by},
 			{Name: "job", Since: start.Add(5 * time.Second), Holder: at},
-			{Name: "more", Since: start.Add(6 * time.Second), Problem: "of the 2 that the Pool may take, 1 are used by locks with OwnSession, 0 to wait, 1 by locks that share"},
+			{Name: "more", Since: start.Add(6 * time.Second), Problem: "of the 2 that the Pool may take, 1 are used by locks with OwnSession (\"own\" of "},
 		}
 		if len(snap.Waiting) != len(wantWaiting) {
 			t.Fatalf("waiting: %+v", snap.Waiting)

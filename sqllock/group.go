@@ -173,6 +173,10 @@ func (p *Pool) obtainAll(ctx context.Context, pls []*place) ([]*tenure, error) {
 		case <-givenUp:
 		}
 		if err == nil {
+			for _, t := range ts {
+				t.place.req.atLeast = 0
+			}
+			_ = p.lasting(ts...)
 			_ = locksOf(ts).Release(pls[0].ctx) // nobody is there to be told
 		} else {
 			p.leaveAll(pls)
@@ -274,20 +278,8 @@ func (p *Pool) grantAll(ctx context.Context, s *seat, pls []*place, wait bool) (
 		p.putBack(s, err)
 		return nil, err
 	}
-	p.mu.Lock()
-	s.users += len(ts) - 1 // each that begins is one less
-	p.mu.Unlock()
-	begun := 0
-	for _, t := range ts {
-		if p.begin(t) {
-			begun++
-		}
-	}
-	if begun == len(ts) {
+	if p.begin(ts...) {
 		return ts, nil
-	}
-	for _, t := range ts {
-		p.forget(t)
 	}
 	return nil, fmt.Errorf("%w: it ended after the locks had been granted", ErrSessionGone)
 }

@@ -54,7 +54,7 @@ func (p *Pool) keep() {
 // than it may be held. It is 0 for not now, since as much is left, or not at all.
 func (t *tenure) extension() time.Duration {
 	left := t.lock.Remaining()
-	longest := t.place.req.keep - time.Since(t.lock.since)
+	longest := t.place.req.keep - time.Since(t.start())
 	ttl := min(t.ttl, longest)
 	switch {
 	case left <= 0:
@@ -104,7 +104,7 @@ var errExtending = fmt.Errorf("%w: its holder is extending it", ErrInTransaction
 
 // extended notes the new end: no later than the lease may be held.
 func (t *tenure) extended(until time.Time) {
-	t.lock.endsBy(minTime(until, t.lock.since.Add(t.place.req.keep)))
+	t.lock.endsBy(minTime(until, t.start().Add(t.place.req.keep)))
 }
 
 // tell tells of an extension. One that failed is tried again while time is left.

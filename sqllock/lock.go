@@ -144,7 +144,7 @@ func (l *Lock) Remaining() time.Duration {
 
 // Done returns a channel that is closed when the lock has been released, or is
 // known to be lost. A loss becomes known when the server is asked: by Check, by
-// Release, or by the watch that Do keeps.
+// Release, or by the watch that a Do or a Pool keeps.
 func (l *Lock) Done() <-chan struct{} { return l.done }
 
 // Err returns nil until Done is closed, then how the lock ended: an error that
@@ -190,10 +190,13 @@ func (l *Lock) conclude(err error, released bool) bool {
 	l.tenants = nil
 	l.mu.Unlock()
 
-	e := Event{Kind: Lost, Name: l.name, Held: time.Since(l.since), Err: err}
+	e := Event{Kind: Lost, Name: l.name, Held: time.Since(l.since), Session: l.Grant().Session, Err: err}
 	switch {
 	case errors.Is(err, errReleased):
-		e.Kind, e.Err = Released, nil
+		e.Kind = Released
+		if !errors.Is(err, ErrClosed) {
+			e.Err = nil
+		}
 	case errors.Is(err, errExpired):
 		e.Kind = Expired
 	}
@@ -205,7 +208,7 @@ func (l *Lock) emit(e Event) {
 	switch {
 	case l.tenure == nil:
 		l.locker.observe(e)
-	case !l.tenure.retired:
+	case !l.tenure.retired || e.Kind == Lost: // it has been released before
 		l.tenure.pool.emit(e)
 	}
 }
@@ -250,7 +253,7 @@ func (l *Lock) Check(ctx context.Context) error {
 // Extend has the lock end ttl, which must be positive, from now, in place of when
 // it would have ended. It returns nil if that is so; an error that matches
 // [ErrLost] if the lock had ended before, by its TTL or otherwise (its session has
-// been closed then), [ErrNotHeld] if it has been released, and [ErrUnknown] if the
+// been closed then, unless it shares that with others), [ErrNotHeld] if it has been released, and [ErrUnknown] if the
 // server could not be asked: the lock then ends at the old time or at the new one.
 // It never acquires anew. Whether it works while the session of the lock is in a
 // transaction is up to the backend; where it does not, the error matches

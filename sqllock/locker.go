@@ -40,9 +40,11 @@ func WithNamespace(namespace string) Option {
 
 // WithCheckInterval sets how often Do and TryDo ask the server whether their
 // lock is still held. It is one small statement on the lock's own session,
-// which also keeps that session from being idle for longer. The interval plus a
+// which also keeps that session from being idle for longer. A [Pool] of the Locker asks
+// once an interval for all of its locks, handles included, over a session that nobody
+// uses, and leaves none idle for more than four intervals. The interval plus a
 // round trip is how long a loss can go unnoticed. Zero or less: never ask; a
-// loss is then found by the release.
+// loss is then found by the release, and sessions may be idle.
 func WithCheckInterval(d time.Duration) Option {
 	return option(func(k *Locker) { k.checkInterval = d })
 }

@@ -66,11 +66,13 @@ func (o poolOption) applyToPool(p *Pool) { o(p) }
 
 // WithMaxConns sets how many connections of the *sql.DB the Pool takes at most, for
 // all of its locks and waits. It always leaves one of MaxOpenConns to the
-// application. Without this option it takes half of MaxOpenConns, and 16 where that
-// is unlimited. It takes them as it needs them, and gives one back a few seconds
-// after it was last needed.
+// application. Without this option, or if n is not positive, it takes half of
+// MaxOpenConns, and 16 where that is unlimited. It takes them as it needs them, and gives
+// one back a few seconds after it was last needed. Each Pool counts for itself: with two
+// on one *sql.DB, give both this option.
 //
-// A lock with [OwnSession] takes one while it is held, and a name that another
+// If there are two or more, one is kept for locks that share sessions. A lock with
+// [OwnSession] takes one while it is held, and a name that another
 // process holds takes one while it is awaited. Where there is none for a wait, or a
 // lock with OwnSession needs it, the Pool asks for the name in intervals of a fiftieth
 // of a second, and longer if there are many such names. Where there is none for an
@@ -103,7 +105,8 @@ type pooled struct {
 }
 
 // OwnSession gives a lock of a [Pool] a session of its own, for [Lock.Conn] and
-// package txguard. It takes a connection of the *sql.DB while the lock is held.
+// package txguard. It takes a connection of the *sql.DB while the lock is held. A
+// Locker, whose locks all have that, refuses this option ([ErrUnsupported]).
 func OwnSession() LockOption {
 	return lockOption(func(r *Request) error {
 		r.own = true
@@ -115,7 +118,7 @@ func OwnSession() LockOption {
 // before: the release returns at once, and the Pool goes on holding the lock. It is
 // for jobs that end sooner than the clocks of the hosts that start them
 // differ. [Pool.Close] waits for that time to pass. d must not exceed the TTL of a
-// lease.
+// lease, or the time of [KeepAlive]. A Locker refuses this option ([ErrUnsupported]).
 func AtLeast(d time.Duration) LockOption {
 	return lockOption(func(r *Request) error {
 		if d < 0 {
@@ -127,9 +130,10 @@ func AtLeast(d time.Duration) LockOption {
 }
 
 // KeepAlive has a [Pool] extend a lease by its TTL, whenever a third of that has
-// passed, until it is released or has been held for longest. From then on its TTL is a
-// hard limit again: the lock ends, whatever the function does. An extension that
-// could not be made is tried again while the TTL lasts.
+// passed, until it is released. The lock ends when it has been held for longest,
+// whatever the function does, but not before the TTL that it was granted with is
+// over. An extension that could not be made is tried again while the TTL lasts.
+// [ErrUnsupported] is returned for locks without a TTL, and by a Locker.
 func KeepAlive(longest time.Duration) LockOption {
 	return lockOption(func(r *Request) error {
 		if longest <= 0 {
@@ -166,7 +170,8 @@ func NewPool(db *sql.DB, locker *Locker, opts ...PoolOption) *Pool {
 // unless [KeepAlive] or fn extends it; the next one in the queue goes on then, even if
 // fn does not return. A call with the ctx of fn that could only wait for fn itself
 // returns an error: [ErrHeld] for its own name, [ErrPoolTooSmall] for a connection that
-// fn and its callers have.
+// fn and its callers have. Nested calls that take locks in different orders are not found:
+// they wait for each other until ctx ends; take such locks together, by [Pool.DoAll].
 //
 // Do returns the error of fn, and, before it, the error of a lock that was lost or
 // whose release could not be confirmed. If fn panics, or ends its goroutine, the lock
@@ -267,8 +272,8 @@ func (p *Pool) lasting(ts ...*tenure) (err error) {
 // refused makes the error of an acquisition of names that has failed.
 func (p *Pool) refused(ctx context.Context, op string, start time.Time, err error, names ...string) error {
 	end := ctx.Err()
-	if end == nil && op == "lock" && errors.Is(err, ErrBusy) && !errors.Is(err, ErrClosed) {
-		end = context.DeadlineExceeded // as the server has it
+	if end == nil && (hasEnded(ctx) || op == "lock" && errors.Is(err, ErrBusy) && !errors.Is(err, ErrClosed)) {
+		end = context.DeadlineExceeded // as the server has it, or the dialer
 	}
 	if end != nil && !errors.Is(err, end) {
 		err = fmt.Errorf("%w: %w", err, endOf(ctx))
@@ -298,6 +303,8 @@ func (p *Pool) place(ctx context.Context, name, op string, opts []LockOption) (*
 		return nil, errNoTTL(p.locker.backend)
 	case req.keep == 0 && req.TTL != 0 && req.atLeast > req.TTL:
 		return nil, errTooLong(req.atLeast, req.TTL)
+	case req.keep != 0 && req.atLeast > req.keep:
+		return nil, fmt.Errorf("AtLeast(%v) is longer than KeepAlive(%v): the lock would end before", req.atLeast, req.keep)
 	case ctx.Err() != nil:
 		return nil, endOf(ctx)
 	}
@@ -374,7 +381,8 @@ func errNested(limit int) error {
 // releases the rest itself: their handles end with ErrClosed, as does the ctx
 // of each function that still runs, and the error names them. When Close returns, the Pool
 // has no goroutine and no connection, unless the error says so. It is safe to
-// call it more than once.
+// call it more than once. From within a function that holds a lock it waits for
+// itself, until ctx ends.
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
 	if !p.closed {
@@ -473,7 +481,14 @@ func (p *Pool) changed() {
 	}
 }
 
-// called ends what enter has begun: Close waits for calls that have the turn.
+// calls begins what Close waits for, beside goroutines.
+func (p *Pool) calls() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.jobs++
+}
+
+// called ends what enter or calls has begun.
 func (p *Pool) called() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

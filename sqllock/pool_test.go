@@ -101,7 +101,8 @@ func (h *host) free(t *testing.T, s *memory.Server, names ...string) {
 	t.Helper()
 	synctest.Wait()
 	for _, name := range names {
-		if holder, err := h.locker.Holder(t.Context(), h.db, name); !errors.Is(err, sqllock.ErrNotHeld) {
+		holder, err := h.locker.Holder(t.Context(), h.db, name)
+		if !errors.Is(err, sqllock.ErrNotHeld) && (err != nil || holder.Alive) { // a dead session may have left its lease
 			t.Errorf("%s is held by %+v, %v", name, holder, err)
 		}
 		if n := s.Waiters(name); n != 0 {
@@ -183,6 +184,8 @@ type spy struct {
 	*memory.Backend
 
 	acquire func(req sqllock.Request) error
+	wait    func(ctx context.Context)
+	granted func(req sqllock.Request)
 	pass    func() error
 	watch   func(g sqllock.Grant) (lost bool, err error)
 	check   func(g sqllock.Grant)
@@ -195,7 +198,14 @@ func (b *spy) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Request) 
 			return sqllock.Grant{}, err
 		}
 	}
-	return b.Backend.Acquire(ctx, conn, req)
+	if b.wait != nil && req.Wait {
+		b.wait(ctx)
+	}
+	g, err := b.Backend.Acquire(ctx, conn, req)
+	if b.granted != nil && err == nil {
+		b.granted(req)
+	}
+	return g, err
 }
 
 func (b *spy) Pass(ctx context.Context, conn *sql.Conn, g sqllock.Grant, req sqllock.Request) (sqllock.Grant, error) {
@@ -333,7 +343,7 @@ func TestPoolBusy(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		_, err := h.TryLock(t.Context(), "job")
 		is(t, "TryLock in this process", err, sqllock.ErrBusy)
-		textHas(t, err, `try lock "job": another session holds the lock, or is about to: github.com/sqllock/go-sqllock/sqllock_test.(*host).locks:`, " of this process, for 3s")
+		textHas(t, err, `try lock "job": another session holds the lock: github.com/sqllock/go-sqllock/sqllock_test.(*host).locks:`, " of this process has it, and called 3s ago")
 		_, err = other.TryLock(t.Context(), "job")
 		if want := `sqllock: try lock "job": another session holds the lock`; err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
@@ -346,13 +356,13 @@ func TestPoolBusy(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = h.TryLock(t.Context(), "job")
-		if want := `sqllock: try lock "job": another session holds the lock, or is about to: ` + at + ` of this process, for 0s`; err == nil || err.Error() != want {
+		if want := `sqllock: try lock "job": another session holds the lock: ` + at + ` of this process has it, and called 0s ago`; err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
 		}
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 5*time.Second, errors.New("too slow"))
 		defer cancel()
 		_, err = h.Lock(ctx, "job")
-		if want := `sqllock: lock "job": another session holds the lock, or is about to: ` + at + ` of this process, for 5s: context deadline exceeded: too slow`; err == nil || err.Error() != want {
+		if want := `sqllock: lock "job": another session holds the lock: ` + at + ` of this process has it, and called 5s ago: context deadline exceeded: too slow`; err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
 		}
 		release(t, l)
@@ -405,6 +415,50 @@ func TestPoolServerEndsTheWait(t *testing.T) {
 		is(t, "Lock", err, sqllock.ErrBusy, context.DeadlineExceeded)
 		_, err = h.LockAll(ctx, []string{"job", "work"})
 		is(t, "LockAll", err, sqllock.ErrBusy, context.DeadlineExceeded)
+	})
+}
+
+// TestPoolDeadlineOnTheServer: it is the server that ends a bounded wait, where it can.
+func TestPoolDeadlineOnTheServer(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *memory.Server) {
+		bounds := make(chan time.Duration, 9)
+		h := newHost(t, s, setup{backend: &spy{Backend: s.Backend(), wait: func(ctx context.Context) {
+			end, _ := ctx.Deadline()
+			bounds <- time.Until(end)
+		}}})
+		other := newHost(t, s, setup{})
+		held := other.locks(t, "job")
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := h.Lock(ctx, "job")
+		is(t, "Lock", err, sqllock.ErrBusy, context.DeadlineExceeded)
+		if bound := <-bounds; bound != 5*time.Second {
+			t.Errorf("the server was to wait for %v", bound)
+		}
+		release(t, held)
+	})
+}
+
+// TestPoolSpelling: two names that are one lock on the server are one lock.
+func TestPoolSpelling(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *memory.Server) {
+		b := &spy{Backend: s.Backend(), acquire: func(req sqllock.Request) error {
+			if req.Key == "Job" {
+				return sqllock.ErrHeld
+			}
+			return nil
+		}}
+		for _, backend := range []sqllock.Backend{b, plain{b}} {
+			h := newHost(t, s, setup{backend: backend})
+			l := h.locks(t, "job")
+			_, err := h.TryLock(t.Context(), "Job")
+			is(t, "TryLock", err, sqllock.ErrBusy)
+			textHas(t, err, "this process, under another spelling of the name")
+			if errors.Is(err, sqllock.ErrHeld) {
+				t.Errorf("it is not the caller who holds it: %v", err)
+			}
+			release(t, l)
+		}
 	})
 }
 
@@ -1053,6 +1107,46 @@ func TestPoolPassFails(t *testing.T) {
 	})
 }
 
+// TestPoolEndsBeforeItBegins: a lock whose session ends after the grant, before anybody
+// has the handle, is nobody's.
+func TestPoolEndsBeforeItBegins(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *memory.Server) {
+		var sibling *sqllock.Lock
+		h := newHost(t, s, setup{backend: plain{&spy{Backend: s.Backend(), granted: func(req sqllock.Request) {
+			if l := sibling; l != nil && req.Key == "job" {
+				sibling = nil
+				if err := s.Kill(l.Grant().Session); err != nil {
+					t.Error(err)
+				}
+				is(t, "Check", l.Check(t.Context()), sqllock.ErrLost)
+				synctest.Wait() // the Pool has found out
+			}
+		}}}})
+		for _, lock := range []func() ([]*sqllock.Lock, error){
+			func() ([]*sqllock.Lock, error) {
+				l, err := h.Lock(t.Context(), "job")
+				return []*sqllock.Lock{l}, err
+			},
+			func() ([]*sqllock.Lock, error) { return h.LockAll(t.Context(), []string{"job", "work"}) },
+		} {
+			l := h.locks(t, "sibling")
+			sibling = l
+			ls, err := lock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, got := range ls {
+				if err := got.Check(t.Context()); err != nil || got.Grant().Session == l.Grant().Session {
+					t.Errorf("%s is on session %d of %d: %v", got.Name(), got.Grant().Session, l.Grant().Session, err)
+				}
+			}
+			release(t, ls...)
+			_ = l.Release(t.Context())
+			h.free(t, s, "job", "work", "sibling")
+		}
+	})
+}
+
 // TestPoolManyNames: thousands of locks on few sessions, each of which is held.
 func TestPoolManyNames(t *testing.T) {
 	const n = 2500
@@ -1183,6 +1277,41 @@ func TestPoolOwnSession(t *testing.T) {
 		if c := h.Stats().Names["job"]; order.text() != "0 1 2 3 4" || c.HandedOn != 1 {
 			t.Errorf("the order was %s, and %d were handed on", order.text(), c.HandedOn)
 		}
+	})
+}
+
+// TestPoolOwnSessionGivesUp: a connection that comes at the moment when who wants it
+// leaves goes to the next, or back.
+func TestPoolOwnSessionGivesUp(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *memory.Server) {
+		own := sqllock.OwnSession()
+		h := newHost(t, s, setup{pool: []sqllock.PoolOption{sqllock.WithMaxConns(2)}})
+		got, gone := 0, 0
+		for i := range 300 {
+			held := h.locks(t, "held", own)
+			ctx, cancel := context.WithCancel(t.Context())
+			first, second := h.begin(ctx, "first", own), h.begin(t.Context(), "second", own)
+			if i%2 == 0 {
+				go cancel()
+			} else {
+				cancel()
+			}
+			release(t, held)
+			if r := <-first; r.err != nil {
+				gone++
+				is(t, "the first", r.err, context.Canceled)
+			} else {
+				got++
+				release(t, r.lock)
+			}
+			release(t, granted(t, second))
+			cancel()
+			synctest.Wait()
+			if n := h.db.Stats().InUse; n != 0 || h.Stats().Conns != 0 {
+				t.Fatalf("%d connections are in use, the Pool has %d", n, h.Stats().Conns)
+			}
+		}
+		t.Logf("%d got it, %d gave up", got, gone)
 	})
 }
 
@@ -1460,12 +1589,12 @@ func TestPoolStarves(t *testing.T) {
 			t.Helper()
 			a, b := h.locks(t, "a", own), h.locks(t, "b", own)
 			return func() { release(t, a, b) }
-		}, []sqllock.LockOption{own}, []string{"of the 3 that the Pool may take, 2 are used by locks with OwnSession, 0 to wait, one is kept for locks that share", "MaxOpenConns"}},
+		}, []sqllock.LockOption{own}, []string{"of the 3 that the Pool may take, 2 are used by locks with OwnSession (among them ", "0 to wait, one is kept for locks that share", "MaxOpenConns"}},
 		{"an OwnSession has the only one", 0, 1, func(t *testing.T, h *host) func() {
 			t.Helper()
 			a := h.locks(t, "a", own)
 			return func() { release(t, a) }
-		}, nil, []string{"of the 1 that the Pool may take, 1 are used by locks with OwnSession, 0 to wait, 0 by locks that share", "MaxOpenConns"}},
+		}, nil, []string{"of the 1 that the Pool may take, 1 are used by locks with OwnSession (\"a\" of ", "0 to wait, 0 by locks that share", "MaxOpenConns"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, s *memory.Server) {
@@ -1763,7 +1892,7 @@ func TestPoolAtLeast(t *testing.T) {
 		is(t, "Check", l.Check(t.Context()), sqllock.ErrNotHeld)
 		_, err = h.TryLock(t.Context(), "job")
 		is(t, "TryLock", err, sqllock.ErrBusy)
-		// One that is lost meanwhile is nobody's loss.
+		// One that is lost meanwhile is not held for as long as was asked for.
 		start := time.Now()
 		next := h.begin(t.Context(), "job")
 		if err := s.Lose("job"); err != nil {
@@ -1773,7 +1902,7 @@ func TestPoolAtLeast(t *testing.T) {
 		if d := time.Since(start); d > sqllock.DefaultCheckInterval {
 			t.Errorf("granted %v after the loss", d)
 		}
-		if c := h.Stats().Names["job"]; c.Lost != 0 {
+		if c := h.Stats().Names["job"]; c.Lost != 1 {
 			t.Errorf("the counts are %+v", c)
 		}
 	})
@@ -1806,6 +1935,18 @@ func TestPoolCloseWaitsForAtLeast(t *testing.T) {
 		start := time.Now()
 		release(t, h.locks(t, "job", sqllock.AtLeast(10*time.Second)))
 		time.Sleep(time.Second)
+		if err := h.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		takes(t, "Close", start, 10*time.Second)
+		// The release may come later than Close.
+		h = newHost(t, s, setup{})
+		start = time.Now()
+		l := h.locks(t, "job", sqllock.AtLeast(10*time.Second))
+		go func() {
+			time.Sleep(time.Second)
+			release(t, l)
+		}()
 		if err := h.Close(t.Context()); err != nil {
 			t.Error(err)
 		}

@@ -97,9 +97,6 @@ func (p *Pool) enter(ctx context.Context, pl *place) error {
 	p.mu.Unlock()
 	select {
 	case <-pl.ready:
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.jobs++
 		return nil
 	case <-ctx.Done():
 	case <-p.closing:
@@ -113,6 +110,7 @@ func (p *Pool) enter(ctx context.Context, pl *place) error {
 	// The turn has come at the same moment. It goes on without this call waiting
 	// for what that takes.
 	p.goes(func() {
+		defer p.called()
 		<-pl.ready
 		if t := pl.inherited; t != nil {
 			_ = p.handOn(ctx, pl, t)
@@ -133,19 +131,26 @@ func (p *Pool) end(ctx context.Context) error {
 
 // busy says who in this process has the lock, or waits for it. The caller has
 // Pool.mu.
-func (q *queue) busy() error { return &busyError{q.turn, time.Now()} }
+func (q *queue) busy() error {
+	return &busyError{turn: q.turn, granted: q.turn != nil && q.turn.granted, at: time.Now()}
+}
 
 // busyError is an ErrBusy whose text is made when it is asked for.
 type busyError struct {
-	turn *place
-	at   time.Time
+	turn    *place
+	granted bool
+	at      time.Time
 }
 
 func (e *busyError) Error() string {
 	if e.turn == nil {
 		return ErrBusy.Error() + ", for which this process has just been waiting"
 	}
-	return fmt.Sprintf("%v, or is about to: %s of this process, for %v", ErrBusy, e.turn.by(), e.at.Sub(e.turn.since).Round(time.Millisecond))
+	doing := "is waiting for it"
+	if e.granted {
+		doing = "has it"
+	}
+	return fmt.Sprintf("%v: %s of this process %s, and called %v ago", ErrBusy, e.turn.by(), doing, e.at.Sub(e.turn.since).Round(time.Millisecond))
 }
 
 func (e *busyError) Unwrap() error { return ErrBusy }
@@ -160,7 +165,7 @@ func (p *Pool) leave(pl *place) {
 	}
 	pl.left = true
 	q := pl.queue
-	if next := q.pop(); next != nil {
+	if next := p.pop(q); next != nil {
 		close(next.ready)
 		return
 	}
@@ -178,12 +183,13 @@ func (p *Pool) leave(pl *place) {
 	p.changed()
 }
 
-// pop gives the turn to the first who waits, whose ready is still to be closed. The
-// caller has Pool.mu.
-func (q *queue) pop() *place {
+// pop gives the turn to the first who waits, whose ready is still to be closed, and
+// who has to end it by called. The caller has mu.
+func (p *Pool) pop(q *queue) *place {
 	q.turn = nil
 	if e := q.waiting.Front(); e != nil {
 		q.turn, _ = q.waiting.Remove(e).(*place)
+		p.jobs++
 	}
 	return q.turn
 }

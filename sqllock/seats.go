@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/sqllock/go-sqllock/internal/session"
@@ -144,6 +145,7 @@ func (p *Pool) grow(ctx context.Context, best *seat, limit int) {
 			p.add(conn).users = 0
 		}
 		p.changed()
+		p.serve()
 	})
 }
 
@@ -186,7 +188,7 @@ func (p *Pool) open(ctx context.Context, pl *place) (*sql.Conn, error) {
 		err = ErrClosed
 	case err != nil && errors.Is(context.Cause(ctx), ErrClosed):
 		err = ErrClosed
-	case err != nil && ctx.Err() != nil && allInUse(p.db):
+	case err != nil && hasEnded(ctx) && allInUse(p.db):
 		err = fmt.Errorf("%w: %w", ErrPoolTooSmall, err)
 	}
 	if err != nil {
@@ -328,18 +330,24 @@ func (p *Pool) stuck(limit int) bool {
 
 // occupied says who has the connections. The caller has mu.
 func (p *Pool) occupied(limit int) error {
-	own := 0
+	own, by := 0, ""
 	for s := range p.apart {
+		for t := range s.tenures {
+			by = fmt.Sprintf(" (%q of %s)", t.place.name, t.place.by())
+		}
 		if len(s.tenures) > 0 {
 			own++
 		}
+	}
+	if own > 1 {
+		by = strings.Replace(by, "(", "(among them ", 1)
 	}
 	shared := fmt.Sprintf("%d by locks that share", len(p.shared))
 	if limit > 1 && len(p.shared) == 0 {
 		shared = "one is kept for locks that share"
 	}
-	return fmt.Errorf("%w: of the %d that the Pool may take, %d are used by locks with OwnSession, %d to wait, %s; see MaxOpenConns and WithMaxConns",
-		ErrPoolTooSmall, limit, own, len(p.apart)-own, shared)
+	return fmt.Errorf("%w: of the %d that the Pool may take, %d are used by locks with OwnSession%s, %d to wait, %s; see MaxOpenConns and WithMaxConns",
+		ErrPoolTooSmall, limit, own, by, len(p.apart)-own, shared)
 }
 
 // wait is one on the server, which can be done without a seat.
@@ -374,8 +382,11 @@ func (p *Pool) waiting(ctx context.Context, f func(ctx context.Context) error) (
 	err = f(waitCtx)
 	p.mu.Lock()
 	delete(p.waits, w)
-	p.mu.Unlock()
 	yielded = errors.Is(err, ErrBusy) && ctx.Err() == nil && errors.Is(context.Cause(waitCtx), errYield)
+	if !yielded && p.line.Len() > 0 { // it may have been to yield, and was granted the lock
+		p.preempt()
+	}
+	p.mu.Unlock()
 	return yielded, err
 }
 
@@ -417,8 +428,8 @@ func (p *Pool) takeToWait(ctx context.Context, pl *place) (s *seat, ok bool, err
 	short, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
 	s, err = p.fill(short, pl, s)
-	if err != nil && short.Err() != nil {
-		err = nil
+	if err != nil && !errors.Is(err, ErrClosed) {
+		return nil, false, nil // it can do without
 	}
 	return s, s != nil, err
 }
@@ -470,6 +481,7 @@ func (p *Pool) unshare(i int) {
 func (p *Pool) putBack(s *seat, err error) {
 	p.mu.Lock()
 	s.users--
+	p.used(s)
 	conn := p.tidy(s, err)
 	p.mu.Unlock()
 	closeConn(conn)
@@ -480,6 +492,7 @@ func (p *Pool) drop(t *tenure, err error) {
 	p.mu.Lock()
 	delete(p.held, t)
 	delete(t.seat.tenures, t)
+	p.used(t.seat)
 	conn := p.tidy(t.seat, err)
 	p.changed()
 	p.mu.Unlock()
@@ -502,8 +515,6 @@ func (p *Pool) used(s *seat) {
 func (p *Pool) tidy(s *seat, err error) *sql.Conn {
 	if errors.Is(err, ErrSessionGone) || errors.Is(err, ErrUnknown) {
 		p.lose(s)
-	} else {
-		p.used(s)
 	}
 	if s.users > 0 || len(s.tenures) > 0 {
 		return nil

@@ -132,7 +132,7 @@ func (q *queue) calls() []*place {
 }
 
 // Snapshot is what a [Pool] holds and waits for at one moment. It is made to be shown,
-// as JSON by package expvar, for example:
+// as JSON by package expvar, for example, where durations are nanoseconds:
 //
 //	expvar.Publish("locks", expvar.Func(func() any { return pool.Snapshot() }))
 type Snapshot struct {
@@ -175,6 +175,9 @@ func (p *Pool) Snapshot() Snapshot {
 		h := HeldLock{
 			Name: t.place.name, By: t.place.by(), Since: t.lock.since, For: now.Sub(t.lock.since), Session: t.grant.Session,
 			Sharing: len(t.seat.tenures) - 1, Token: t.grant.Token, Released: t.retired, Lost: t.lock.ended(),
+		}
+		if t.retired {
+			h.Since, h.For = t.from, now.Sub(t.from)
 		}
 		if !t.grant.Until.IsZero() {
 			h.TimeLeft = t.lock.Remaining()

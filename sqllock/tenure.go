@@ -22,8 +22,9 @@ type tenure struct {
 	expiry *time.Timer   // of a lease
 	kept   *time.Timer   // of one that is kept alive
 
-	// retired is that nobody holds the handle: it is held for AtLeast.
+	// retired is that nobody holds the handle: it is held for AtLeast, since.
 	retired bool
+	from    time.Time
 
 	// Guarded by Pool.mu.
 	begun bool
@@ -46,46 +47,42 @@ func (p *Pool) grant(ctx context.Context, pl *place, s *seat, req Request) (*ten
 
 func (t *tenure) granted(l *Lock) { t.lock, t.grant, t.since = l, l.Grant(), l.since }
 
-// begin makes the place of t a tenant. It reports false if the session has ended
-// since the grant, or the Pool is closed; t is then over.
-func (p *Pool) begin(t *tenure) bool {
+// begin makes tenants of the places of ts, which are on one seat that is in use for
+// them. It reports false if the session has ended since the grant, or the Pool is
+// closed; they are over then.
+func (p *Pool) begin(ts ...*tenure) bool {
 	p.mu.Lock()
-	s := t.seat
-	if t.dead || s.gone {
+	s := ts[0].seat
+	over := s.gone
+	for _, t := range ts {
+		over = over || t.dead
+	}
+	if over || p.closed && !ts[0].retired {
 		p.mu.Unlock()
-		p.putBack(s, ErrSessionGone)
+		err := ErrSessionGone
+		for _, t := range ts {
+			if !over {
+				err = t.lock.free(t.place.ctx)
+			}
+			sessions.forget(t.lock)
+		}
+		p.putBack(s, err)
 		return false
 	}
-	if p.closed && !t.retired {
-		p.mu.Unlock()
-		p.putBack(s, t.lock.free(t.place.ctx))
-		return false
-	}
-	t.begun, t.place.granted = true, true
 	s.users--
 	p.used(s)
-	s.tenures[t] = struct{}{}
-	p.held[t] = struct{}{}
-	if !t.place.req.own {
+	for _, t := range ts {
+		t.begun, t.place.granted = true, true
+		s.tenures[t] = struct{}{}
+		p.held[t] = struct{}{}
+		t.count()
+	}
+	if !ts[0].place.req.own {
 		p.share(s)
 	}
 	p.care()
-	t.count()
 	p.mu.Unlock()
 	return true
-}
-
-// forget ends a tenure whose session has ended while others of its group had still to
-// begin. Its turn is kept.
-func (p *Pool) forget(t *tenure) {
-	t.stop()
-	p.mu.Lock()
-	_, held := p.held[t]
-	t.begun = false
-	p.mu.Unlock()
-	if held {
-		p.drop(t, ErrSessionGone)
-	}
 }
 
 // count starts the timers of a lease. The caller has Pool.mu.
@@ -138,6 +135,8 @@ func (t *tenure) stop() {
 
 // release is the Release of the tenant.
 func (t *tenure) release(ctx context.Context) error {
+	t.pool.calls()
+	defer t.pool.called()
 	rest := t.place.req.atLeast - time.Since(t.lock.since)
 	if rest > 0 {
 		t.retire(ctx, rest)
@@ -150,7 +149,7 @@ func (t *tenure) release(ctx context.Context) error {
 func (t *tenure) retire(ctx context.Context, rest time.Duration) {
 	p := t.pool
 	t.stop()
-	r := &tenure{pool: p, place: t.place, seat: t.seat, grant: t.grant, passed: t.passed, since: t.since, ttl: t.ttl, retired: true}
+	r := &tenure{pool: p, place: t.place, seat: t.seat, grant: t.grant, passed: t.passed, since: t.since, ttl: t.ttl, retired: true, from: t.lock.since}
 	r.grant.Until = t.lock.Grant().Until
 	r.lock = p.locker.lock(t.lock.handle, t.lock.name, r.grant, r)
 	p.transit(t)
@@ -164,6 +163,14 @@ func (t *tenure) retire(ctx context.Context, rest time.Duration) {
 			_ = r.vacate(context.WithoutCancel(ctx))
 		}
 	})
+}
+
+// start is when its tenant got the lock.
+func (t *tenure) start() time.Time {
+	if t.retired {
+		return t.from
+	}
+	return t.lock.since
 }
 
 // transit has t be nobody's, while its seat is in use.
@@ -183,6 +190,8 @@ func (p *Pool) transitLocked(t *tenure) {
 // else it is released on the server.
 func (t *tenure) vacate(ctx context.Context) error {
 	p := t.pool
+	p.calls()
+	defer p.called()
 	t.stop()
 	p.mu.Lock()
 	if next := p.heir(t); next != nil {
@@ -195,7 +204,11 @@ func (t *tenure) vacate(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 	err := t.lock.free(ctx)
-	t.lock.conclude(err, true)
+	if t.retired { // its time is over, in any case
+		t.lock.conclude(errReleased, true)
+	} else {
+		t.lock.conclude(err, true)
+	}
 	p.drop(t, err)
 	p.leave(t.place)
 	return err
@@ -215,7 +228,7 @@ func (p *Pool) heir(t *tenure) *place {
 		return nil
 	}
 	t.place.left = true
-	return t.place.queue.pop()
+	return p.pop(t.place.queue)
 }
 
 // handOn gives a lock in transit, and the turn of pl, to the next in line, or
@@ -289,7 +302,9 @@ func (t *tenure) quit(ctx context.Context) {
 	p.mu.Lock()
 	ended := t.ended
 	t.ended, t.quits = false, true
+	p.jobs++
 	p.mu.Unlock()
+	defer p.called()
 	if !ended {
 		return
 	}

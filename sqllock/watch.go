@@ -58,6 +58,8 @@ func (p *Pool) rest() bool {
 			idle = append(idle, p.giveBack(s))
 		}
 	}
+	p.serve() // MaxOpenConns may have been raised
+	p.changed()
 	p.caring = p.conns() > 0
 	caring := p.caring
 	p.mu.Unlock()
@@ -78,7 +80,7 @@ type question struct {
 // long, which are to get one. The caller has mu.
 func (p *Pool) questions() (asked, idle []question) {
 	one := func(s *seat) {
-		if s.gone || s.users > 0 && !s.shared {
+		if s.gone || s.users > 0 && !s.shared && !s.asked {
 			return // its call finds out
 		}
 		for t := range s.tenures {
@@ -111,10 +113,7 @@ func (p *Pool) look() {
 		idle = asked
 	}
 	for _, q := range idle {
-		if !q.seat.asked {
-			q.seat.asked = true
-			p.goes(func() { p.touch(q) })
-		}
+		p.touch(q)
 	}
 	p.mu.Unlock()
 	if batches && len(asked) > 0 {
@@ -122,17 +121,29 @@ func (p *Pool) look() {
 	}
 }
 
-// touch asks a session about one of its locks, which also keeps it from being idle.
+// touch has a session asked about one of its locks, which also keeps it from being
+// idle, unless it is being asked. The caller has mu.
 func (p *Pool) touch(q question) {
-	start := time.Now()
-	asked, err := q.tenure.lock.look(q.tenure.place.ctx)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	q.seat.asked = false
-	// An error of the server is an answer, too.
-	if asked && !errors.Is(err, ErrSessionGone) && time.Since(start) < p.answerTime {
-		q.seat.touched, q.seat.seen = start, start
+	s := q.seat
+	if s.asked {
+		return
 	}
+	s.asked = true
+	s.users++
+	p.goes(func() {
+		start := time.Now()
+		asked, err := q.tenure.lock.look(q.tenure.place.ctx)
+		p.mu.Lock()
+		s.asked = false
+		s.users--
+		// An error of the server is an answer, too.
+		if asked && !errors.Is(err, ErrSessionGone) && time.Since(start) < p.answerTime {
+			s.touched, s.seen = start, start
+		}
+		conn := p.tidy(s, nil)
+		p.mu.Unlock()
+		closeConn(conn)
+	})
 }
 
 // ask asks over one session about all. If that has not answered after half of the
@@ -140,10 +151,10 @@ func (p *Pool) touch(q question) {
 func (p *Pool) ask(w Watcher, asked []question, all bool) {
 	r := &round{pool: p, watcher: w, asked: asked, all: all, start: time.Now(), answers: make(chan answer, maxSides), tried: make(map[*seat]bool)}
 	r.side()
-	half, whole := time.NewTimer(p.answerTime/2), time.NewTimer(p.answerTime)
-	defer half.Stop()
-	defer whole.Stop()
-	for r.pending > 0 {
+	// Time in which this process is stopped is one tick.
+	ticker := time.NewTicker(p.answerTime / ticks)
+	defer ticker.Stop()
+	for tick := 0; r.pending > 0; {
 		select {
 		case a := <-r.answers:
 			if a.err == nil {
@@ -155,15 +166,22 @@ func (p *Pool) ask(w Watcher, asked []question, all bool) {
 			if r.pending == 0 {
 				r.side()
 			}
-		case <-half.C:
-			r.side()
-		case <-whole.C:
-			r.fail()
-			return
+		case <-ticker.C:
+			tick++
+			if tick == ticks/2 {
+				r.side()
+			}
+			if tick == ticks {
+				r.fail()
+				return
+			}
 		}
 	}
 	r.fail()
 }
+
+// ticks are what the time for an answer is divided into.
+const ticks = 10
 
 // maxSides is how many sides a round asks at most.
 const maxSides = 3
@@ -237,7 +255,7 @@ func (p *Pool) askApart(ctx context.Context, w Watcher, grants []Grant) ([]bool,
 	short, cancel := context.WithTimeout(ctx, p.answerTime/2)
 	defer cancel()
 	conn, err := connOf(short, p.db)
-	if err != nil && short.Err() != nil && allInUse(p.db) {
+	if err != nil && hasEnded(short) && allInUse(p.db) {
 		return nil, fmt.Errorf("%w: %w", ErrPoolTooSmall, err)
 	}
 	if err != nil {
@@ -285,7 +303,7 @@ func (r *round) settle(held []bool) {
 	}
 }
 
-var errEnded = errors.New("the server says that it does not hold the lock any more")
+var errEnded = errors.New("the server says that it has ended, or that its only lock is no longer what was granted")
 
 // fail ends the locks of sessions of which nothing has been heard for too long. Where
 // there was nothing to ask over, or this process has been stopped meanwhile, nothing
@@ -305,9 +323,8 @@ func (r *round) fail() {
 		case q.seat.gone:
 		case q.seat.seen.Before(p.failing) && time.Since(p.failing) >= p.answerTime:
 			silent = append(silent, q)
-		case !q.seat.asked:
-			q.seat.asked = true
-			p.goes(func() { p.touch(q) })
+		default:
+			p.touch(q)
 		}
 	}
 	p.mu.Unlock()
