@@ -226,7 +226,7 @@ func TestPoolManyNames(t *testing.T) {
 			if err != nil {
 				t.Fatalf("the application wants a transaction: %v", err)
 			}
-			defer tx.Rollback() //nolint:errcheck // nothing was done in it
+			t.Cleanup(func() { _ = tx.Rollback() })
 		}
 		s := p.Stats()
 		if s.Held != len(locks) || s.Conns < 2 || s.Conns > 4 {
@@ -410,7 +410,7 @@ func TestPoolTooSmall(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer tx.Rollback() //nolint:errcheck // nothing was done in it
+			t.Cleanup(func() { _ = tx.Rollback() })
 			txs = append(txs, tx)
 		}
 		ctx, cancel := context.WithCancel(t.Context())

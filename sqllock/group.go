@@ -237,13 +237,14 @@ func (p *Pool) calm(pls []*place) {
 
 // tryAll acquires all without waiting on the server, or none.
 func (p *Pool) tryAll(ctx context.Context, pls []*place) ([]*tenure, error) {
+	tries := p.tries()
 	for n := 1; ; n++ {
 		s, err := p.take(ctx, pls[0])
 		if err != nil {
 			return nil, err
 		}
 		ts, err := p.grantAll(ctx, s, pls, false)
-		if err == nil || n == acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
+		if err == nil || n >= tries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
 			return ts, err
 		}
 	}

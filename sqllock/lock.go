@@ -208,7 +208,9 @@ func (l *Lock) emit(e Event) {
 	switch {
 	case l.tenure == nil:
 		l.locker.observe(e)
-	case !l.tenure.retired || e.Kind == Lost: // it has been released before
+	case !l.tenure.retired:
+		l.tenure.pool.emit(e)
+	case e.Kind == Lost && e.Err != nil && l.tenure.early(): // it has been released before
 		l.tenure.pool.emit(e)
 	}
 }

@@ -49,7 +49,8 @@ type Pool struct {
 	waits   map[*wait]struct{} // on the server, each on a seat apart
 	opens   map[*wait]struct{} // for a connection of the application's pool
 	polls   int                // waits that have no seat, and try at intervals
-	jobs    int                // goroutines, and calls that have the turn
+	jobs    int                // goroutines
+	working int                // calls that have the turn, or give it on
 	caring  bool               // care runs
 	due     []*tenure          // leases to be extended
 	keeping bool               // keep runs
@@ -399,7 +400,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	defer cancel()
 	for {
 		p.mu.Lock()
-		jobs, changed := p.jobs, p.changes()
+		jobs, changed := p.jobs+p.working, p.changes()
 		p.mu.Unlock()
 		if jobs == 0 {
 			return forced
@@ -416,7 +417,7 @@ func (p *Pool) Close(ctx context.Context) error {
 func (p *Pool) drain(ctx context.Context) error {
 	for {
 		p.mu.Lock()
-		left := len(p.held)
+		left := len(p.held) + p.working
 		changed := p.changes()
 		p.mu.Unlock()
 		if left == 0 {
@@ -485,14 +486,14 @@ func (p *Pool) changed() {
 func (p *Pool) calls() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.jobs++
+	p.working++
 }
 
 // called ends what enter or calls has begun.
 func (p *Pool) called() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.jobs--
+	p.working--
 	p.changed()
 }
 

@@ -89,7 +89,7 @@ func (p *Pool) enter(ctx context.Context, pl *place) error {
 		return q.busy()
 	case q.turn == nil:
 		q.turn = pl
-		p.jobs++
+		p.working++
 		p.mu.Unlock()
 		return nil
 	}
@@ -189,7 +189,7 @@ func (p *Pool) pop(q *queue) *place {
 	q.turn = nil
 	if e := q.waiting.Front(); e != nil {
 		q.turn, _ = q.waiting.Remove(e).(*place)
-		p.jobs++
+		p.working++
 	}
 	return q.turn
 }
@@ -271,6 +271,7 @@ func (p *Pool) because(a *attempt, err error) error {
 // try acquires on the server without waiting there. What it returns is still to
 // begin.
 func (p *Pool) try(ctx context.Context, pl *place) (*tenure, error) {
+	tries := p.tries()
 	for n := 1; ; n++ {
 		s, err := p.take(ctx, pl)
 		if err != nil {
@@ -285,10 +286,18 @@ func (p *Pool) try(ctx context.Context, pl *place) (*tenure, error) {
 		if errors.Is(err, ErrHeld) {
 			return nil, errSpelling
 		}
-		if n == acquireTries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
+		if n >= tries || ctx.Err() != nil || !errors.Is(err, ErrSessionGone) {
 			return nil, err
 		}
 	}
+}
+
+// tries is how many sessions a call may find dead: all that there are, after a restart
+// of the server, and some more.
+func (p *Pool) tries() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.shared) + acquireTries
 }
 
 // errSpelling is that a lock of the session shares its key on the server with

@@ -165,6 +165,11 @@ func (t *tenure) retire(ctx context.Context, rest time.Duration) {
 	})
 }
 
+// early reports whether the time of AtLeast and the TTL are not over.
+func (t *tenure) early() bool {
+	return time.Since(t.from) < t.place.req.atLeast && (t.grant.Until.IsZero() || time.Now().Before(t.grant.Until))
+}
+
 // start is when its tenant got the lock.
 func (t *tenure) start() time.Time {
 	if t.retired {
@@ -302,7 +307,7 @@ func (t *tenure) quit(ctx context.Context) {
 	p.mu.Lock()
 	ended := t.ended
 	t.ended, t.quits = false, true
-	p.jobs++
+	p.working++
 	p.mu.Unlock()
 	defer p.called()
 	if !ended {
