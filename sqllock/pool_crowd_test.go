@@ -148,3 +148,31 @@ func TestPoolGroupGivenUp(t *testing.T) {
 		})
 	}
 }
+
+// TestPoolExpiredOwnSession: a session of its own does not go back to the application
+// with a lease in it that was over before it was released, by its holder or by Close.
+func TestPoolExpiredOwnSession(t *testing.T) {
+	for _, how := range []string{"released", "evicted"} {
+		t.Run(how, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, s *memory.Server) {
+				h := newHost(t, s, setup{backend: s.Leases(time.Second)})
+				h.db.SetMaxOpenConns(2)
+				l := h.locks(t, "job", sqllock.OwnSession())
+				<-l.Done()
+				is(t, "the lease", l.Err(), sqllock.ErrLost)
+				if how == "released" {
+					is(t, "Release", l.Release(t.Context()), sqllock.ErrLost)
+				} else {
+					ended, cancel := context.WithCancel(t.Context())
+					cancel()
+					_ = h.Close(ended)
+				}
+				synctest.Wait()
+				if n := h.db.Stats().InUse; n != 0 {
+					t.Errorf("%d connections are in use", n)
+				}
+				h.free(t, s, "job")
+			})
+		})
+	}
+}
