@@ -80,3 +80,27 @@ func TestBadConn(t *testing.T) {
 		t.Errorf("on a closed conn: got %v, want ErrConnDone", err)
 	}
 }
+
+// TestUseAgainstClose: a conn that is closed at the same moment is a closed one, where
+// database/sql panics.
+func TestUseAgainstClose(t *testing.T) {
+	db, m, err := sqlmock.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50_000 {
+		conn, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		closed := make(chan error, 1)
+		go func() { closed <- conn.Close() }()
+		err = session.Use(conn, func(*session.Session) error { return nil })
+		if err != nil && !errors.Is(err, sql.ErrConnDone) {
+			t.Fatal(err)
+		}
+		<-closed
+	}
+	m.ExpectClose()
+	_ = db.Close()
+}
