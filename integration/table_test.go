@@ -1032,6 +1032,7 @@ func TestTableDamaged(t *testing.T) {
 			t.Run("end", func(t *testing.T) { testDamaged(t, s, 1024) })
 			t.Run("page", func(t *testing.T) { testDamaged(t, s, 1024, 2048) }) // found in use
 			t.Run("header", func(t *testing.T) { testDamaged(t, s, 100) })      // found on opening, needs USE_FRM
+			t.Run("zeros", func(t *testing.T) { testDamaged(t, s, 0, 1024) })   // not known for an index any more
 		})
 	}
 }

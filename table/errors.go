@@ -43,7 +43,7 @@ func reshaped(err error) bool {
 // small numbers are those of the storage engine, which MariaDB hands on.
 func damaged(err error) bool {
 	switch userlock.Number(err) {
-	case 126, 127, 134, 141, 144, 145,
+	case 126, 127, 130, 134, 141, 144, 145,
 		1034, // ER_NOT_KEYFILE
 		1035, // ER_OLD_KEYFILE
 		1194, // ER_CRASHED_ON_USAGE
