@@ -11,7 +11,13 @@ import (
 // tryQuery also brings the session's id and what its kind is told by. The short
 // aliases keep the expressions out of the answer's column names.
 func tryQuery(keys []string) string {
-	return "SELECT " + getLocks(literals(keys)) + " v,CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
+	var get string
+	if len(keys) == 1 { // most often
+		get = userlock.GetLock(userlock.Literal(keys[0]), "0")
+	} else {
+		get = getLocks(literals(keys))
+	}
+	return "SELECT " + get + " v,CONNECTION_ID() c,@@hostname h,@@port p,@@read_only r"
 }
 
 // getLocks takes all of locks, and answers 1, or none: when one is not to be had, what

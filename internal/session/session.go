@@ -29,24 +29,27 @@ type Session struct{ dc any }
 // bounds of time are for f to set. It returns the error of f, or sql.ErrConnDone
 // if conn is closed; neither closes conn.
 func Use(conn *sql.Conn, f func(*Session) error) (err error) {
-	called := false
+	var call struct { // on the heap, once
+		begun bool
+		err   error
+	}
 	defer func() {
 		// Raw panics where a Close comes between its check for that and its beginning.
-		if !called {
+		if !call.begun {
 			if r := recover(); r != nil {
 				err = sql.ErrConnDone
 			}
 		}
 	}()
 	closed := conn.Raw(func(dc any) error {
-		called = true
-		err = f(&Session{dc})
+		call.begun = true
+		call.err = f(&Session{dc})
 		return nil // an error here would have database/sql close conn
 	})
 	if closed != nil {
 		return closed
 	}
-	return err
+	return call.err
 }
 
 // Row runs a statement without arguments and scans its only row. It returns
