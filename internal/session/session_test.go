@@ -99,7 +99,9 @@ func TestUseAgainstClose(t *testing.T) {
 		if err != nil && !errors.Is(err, sql.ErrConnDone) {
 			t.Fatal(err)
 		}
-		<-closed
+		if err := <-closed; err != nil {
+			t.Fatal(err)
+		}
 	}
 	m.ExpectClose()
 	_ = db.Close()
