@@ -74,7 +74,7 @@ func (p *Pool) extendAll(b GroupExtender, ts []*tenure, ttl time.Duration) {
 	var free []*tenure
 	for _, t := range ts {
 		if !t.lock.extending.TryLock() {
-			t.tell(errExtending)
+			t.again() // its tenant is extending it, which may take as long as a statement on its session
 			continue
 		}
 		free, grants = append(free, t), append(grants, t.lock.Grant())
@@ -98,27 +98,27 @@ func (p *Pool) extendAll(b GroupExtender, ts []*tenure, ttl time.Duration) {
 	}
 }
 
-// errExtending is that the tenant itself is extending the lease. That may take as long
-// as a statement on its session.
-var errExtending = fmt.Errorf("%w: its holder is extending it", ErrInTransaction)
-
 // extended notes the new end: no later than the lease may be held.
 func (t *tenure) extended(until time.Time) {
 	t.lock.endsBy(minTime(until, t.start().Add(t.place.req.keep)))
 }
 
-// tell tells of an extension. One that failed is tried again while time is left.
+// tell tells of an extension, which is tried again if it has failed.
 func (t *tenure) tell(err error) {
 	if t.lock.ended() {
 		return
 	}
 	if err != nil {
-		t.kept.Reset(max(min(t.lock.Remaining()/4, time.Second), time.Millisecond))
-	}
-	if errors.Is(err, errExtending) {
-		return // it will be told of that
+		t.again()
 	}
 	t.lock.emit(Event{Kind: Extended, Name: t.lock.name, Err: err})
+}
+
+// again has the lease extended while time is left.
+func (t *tenure) again() {
+	if !t.lock.ended() {
+		t.kept.Reset(max(min(t.lock.Remaining()/4, time.Second), time.Millisecond))
+	}
 }
 
 // extendOver asks over a shared session, or over a connection of the application's
@@ -171,11 +171,10 @@ func (t *tenure) extendAlone(ttl time.Duration) {
 		t.tell(fmt.Errorf("%w: its session is in use", ErrInTransaction))
 		return
 	}
-	err := l.extend(t.place.ctx, ttl)
-	if err == nil {
-		t.extended(l.Grant().Until)
-		t.kept.Reset(t.ttl / 3)
+	if err := l.extend(t.place.ctx, ttl); err != nil { // which has told of it
+		t.again()
 		return
 	}
-	t.tell(err)
+	t.extended(l.Grant().Until)
+	t.kept.Reset(t.ttl / 3)
 }

@@ -318,7 +318,7 @@ func (p *Pool) place(ctx context.Context, name, op string, opts []LockOption) (*
 		p.emit(e)
 	}
 	return &place{
-		name: name, op: op, ctx: context.WithoutCancel(ctx), req: req, since: time.Now(), callers: called(), ready: make(chan struct{}),
+		name: name, op: op, ctx: context.WithoutCancel(ctx), req: req, since: time.Now(), callers: stack(), ready: make(chan struct{}),
 	}, nil
 }
 
@@ -395,7 +395,6 @@ func (p *Pool) Close(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 	forced := p.drain(ctx)
-	p.dismiss()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.answerTime)
 	defer cancel()
 	for {

@@ -47,7 +47,7 @@ type place struct {
 // callers are the innermost functions of the call.
 type callers [8]uintptr
 
-func called() (c callers) {
+func stack() (c callers) {
 	runtime.Callers(3, c[:])
 	return c
 }
@@ -69,8 +69,8 @@ func (pl *place) by() string {
 	}
 }
 
-// enter returns when pl has the turn, to be followed by called, or with an error, and without a place, if it
-// can't wait or ctx ends.
+// enter returns when pl has the turn, to be followed by called, or with an error, and
+// without a place, if it can't wait or ctx ends.
 func (p *Pool) enter(ctx context.Context, pl *place) error {
 	p.mu.Lock()
 	if p.closed {
@@ -113,7 +113,7 @@ func (p *Pool) enter(ctx context.Context, pl *place) error {
 		defer p.called()
 		<-pl.ready
 		if t := pl.inherited; t != nil {
-			_ = p.handOn(ctx, pl, t)
+			p.handOn(ctx, pl, t)
 			return
 		}
 		p.leave(pl)

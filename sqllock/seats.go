@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -459,10 +460,10 @@ func (p *Pool) reserve() *seat {
 		p.apart[s] = struct{}{}
 		return s
 	}
-	for i, s := range p.shared {
+	for _, s := range p.shared {
 		if s.users == 0 && len(s.tenures) == 0 {
-			p.unshare(i)
-			s.shared, s.users = false, 1
+			p.unshare(s)
+			s.users = 1
 			p.apart[s] = struct{}{}
 			return s
 		}
@@ -470,11 +471,10 @@ func (p *Pool) reserve() *seat {
 	return nil
 }
 
-func (p *Pool) unshare(i int) {
-	last := len(p.shared) - 1
-	p.shared[i] = p.shared[last]
-	p.shared[last] = nil
-	p.shared = p.shared[:last]
+// unshare has locks share s no more. The caller has mu.
+func (p *Pool) unshare(s *seat) {
+	p.shared = slices.DeleteFunc(p.shared, func(other *seat) bool { return other == s })
+	s.shared = false
 }
 
 // putBack ends the work of a call on s, which has ended with err.
@@ -529,12 +529,7 @@ func (p *Pool) tidy(s *seat, err error) *sql.Conn {
 // giveBack forgets s, and returns its connection. The caller has mu.
 func (p *Pool) giveBack(s *seat) *sql.Conn {
 	delete(p.apart, s)
-	for i := range p.shared {
-		if p.shared[i] == s {
-			p.unshare(i)
-			break
-		}
-	}
+	p.unshare(s)
 	p.changed()
 	p.serve()
 	return s.conn
@@ -547,34 +542,13 @@ func (p *Pool) lose(s *seat) {
 		return
 	}
 	s.gone = true
-	for i := range p.shared {
-		if p.shared[i] == s {
-			p.unshare(i)
-			break
-		}
-	}
-	s.shared = false
+	p.unshare(s)
 	p.apart[s] = struct{}{}
 	s.users++
 	p.goes(func() {
 		_ = session.Close(s.conn) // one that is closed already is what is wanted
 		p.putBack(s, nil)
 	})
-}
-
-// dismiss gives back the connections that hold nothing.
-func (p *Pool) dismiss() {
-	p.mu.Lock()
-	var idle []*sql.Conn
-	for _, s := range append([]*seat(nil), p.shared...) {
-		if s.users == 0 && len(s.tenures) == 0 {
-			idle = append(idle, p.giveBack(s))
-		}
-	}
-	p.mu.Unlock()
-	for _, conn := range idle {
-		closeConn(conn)
-	}
 }
 
 // needs notes what pl waits for. The caller has mu.

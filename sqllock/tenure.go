@@ -238,19 +238,17 @@ func (p *Pool) heir(t *tenure) *place {
 
 // handOn gives a lock in transit, and the turn of pl, to the next in line, or
 // releases it.
-func (p *Pool) handOn(ctx context.Context, pl *place, t *tenure) error {
+func (p *Pool) handOn(ctx context.Context, pl *place, t *tenure) {
 	p.mu.Lock()
-	if next := p.heir(t); next != nil {
-		p.mu.Unlock()
+	next := p.heir(t)
+	p.mu.Unlock()
+	if next != nil {
 		next.inherited = t
 		close(next.ready)
-		return nil
+		return
 	}
-	p.mu.Unlock()
-	err := t.lock.free(ctx)
-	p.putBack(t.seat, err)
+	p.putBack(t.seat, t.lock.free(ctx))
 	p.leave(pl)
-	return err
 }
 
 // inherit makes the lock of t, which is in transit, that of pl. It returns nil if
