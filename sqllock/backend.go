@@ -135,11 +135,32 @@ type GroupAcquirer interface {
 	AcquireAll(ctx context.Context, conn *sql.Conn, reqs []Request) ([]Grant, error)
 }
 
+// Sharer is a Backend whose locks can be shared ([Shared]): its Acquire, and what else
+// takes requests, heeds Request.Shared. A session that holds a key in either way gets
+// ErrHeld for it in the other.
+type Sharer interface {
+	Backend
+
+	// CanShare does nothing, and says that it can.
+	CanShare()
+}
+
+// TxLocker is a Backend that can lock for the length of a transaction.
+type TxLocker interface {
+	Backend
+
+	// AcquireTx acquires in tx what ends with it, and returns no error if it is held. A
+	// request that waits does so until ctx has ended. After an error nothing has been
+	// acquired, and tx can go on unless the error matches ErrSessionGone.
+	AcquireTx(ctx context.Context, tx *sql.Tx, req Request) error
+}
+
 // Request says what to acquire, and how.
 type Request struct {
 	Key     string        // as made by [Key]
 	Wait    bool          // wait while another session holds it
 	TTL     time.Duration // how long to hold it, for a Leaser; 0 for its default
+	Shared  bool          // beside others who share it, for a Sharer
 	Observe func(Event)   // takes what happens on the way; never nil, must not block
 
 	pooled // what a Pool does with the lock

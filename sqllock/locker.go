@@ -86,6 +86,18 @@ func TTL(d time.Duration) LockOption {
 	})
 }
 
+// Shared acquires a lock beside others who share it, while nobody holds it alone: the
+// read lock of readers and writers. Who waits to hold it alone keeps those who come
+// later to share it waiting. In a [Pool] it has a session of its own, as with
+// [OwnSession]. It is an error with a backend whose locks can't be shared
+// ([ErrUnsupported]).
+func Shared() LockOption {
+	return lockOption(func(r *Request) error {
+		r.Shared = true
+		return nil
+	})
+}
+
 // New returns a Locker on b. It panics if b is nil.
 func New(b Backend, opts ...Option) *Locker {
 	if b == nil {
@@ -123,6 +135,56 @@ func (k *Locker) Lock(ctx context.Context, conn *sql.Conn, name string, opts ...
 	return k.acquire(ctx, conn, name, "lock", true, opts)
 }
 
+// LockTx acquires name for the transaction tx, waiting until it is granted or ctx ends.
+// The lock ends with tx, by whichever way that does, so there is no handle: what tx
+// commits was done under the lock, and nobody can free it before. It excludes, and is
+// excluded by, locks of the same name of sessions. It is for poolers that lend a server's
+// session for the length of a transaction, where those can't be had.
+//
+// In the second case the error matches the error and the cause of ctx, and [ErrBusy] if
+// somebody else held the lock. On failure nothing has been acquired, and tx can go on as
+// if nothing had been tried, unless the error matches [ErrSessionGone]. A transaction
+// that has read before it waits may not see what the holder before it has committed:
+// take the lock first, under READ COMMITTED. [ErrUnsupported] is returned by backends
+// that have no such locks. How soon a cancellation ends the wait is up to the backend.
+func (k *Locker) LockTx(ctx context.Context, tx *sql.Tx, name string, opts ...LockOption) error {
+	return k.acquireTx(ctx, tx, name, "lock", opts)
+}
+
+// TryLockTx is LockTx for one that does not wait: it returns [ErrBusy] if somebody else
+// holds name.
+func (k *Locker) TryLockTx(ctx context.Context, tx *sql.Tx, name string, opts ...LockOption) error {
+	return k.acquireTx(ctx, tx, name, "try lock", opts)
+}
+
+func (k *Locker) acquireTx(ctx context.Context, tx *sql.Tx, name, op string, opts []LockOption) error {
+	start := time.Now()
+	req, err := k.request(name, opts)
+	b, ok := k.backend.(TxLocker)
+	switch {
+	case err != nil:
+	case !ok:
+		err = fmt.Errorf("%w: %T has no locks for the length of a transaction", ErrUnsupported, k.backend)
+	case tx == nil:
+		err = errors.New("the *sql.Tx is nil: begin one")
+	case req.pooled != pooled{}:
+		err = errPooled
+	case ctx.Err() != nil:
+		err = endOf(ctx)
+	}
+	if err != nil {
+		return &OpError{Op: op, Name: name, Err: err}
+	}
+	req.Wait = op == "lock"
+	if err := b.AcquireTx(ctx, tx, req); err != nil {
+		return k.refused(ctx, op, name, start, err)
+	}
+	k.observe(Event{Kind: Acquired, Name: name, Waited: time.Since(start)})
+	return nil
+}
+
+var errPooled = fmt.Errorf("%w: OwnSession, AtLeast and KeepAlive are options of a Pool's locks", ErrUnsupported)
+
 func (k *Locker) acquire(ctx context.Context, conn *sql.Conn, name, op string, wait bool, opts []LockOption) (*Lock, error) {
 	start := time.Now()
 	req, err := k.request(name, opts)
@@ -131,7 +193,7 @@ func (k *Locker) acquire(ctx context.Context, conn *sql.Conn, name, op string, w
 	case conn == nil:
 		err = errors.New("the *sql.Conn is nil: take one with db.Conn, or use Do")
 	case req.pooled != pooled{}:
-		err = fmt.Errorf("%w: OwnSession, AtLeast and KeepAlive are options of a Pool's locks", ErrUnsupported)
+		err = errPooled
 	case ctx.Err() != nil:
 		err = endOf(ctx)
 	}
@@ -237,6 +299,9 @@ func (k *Locker) request(name string, opts []LockOption) (req Request, err error
 	}
 	if _, leases := k.backend.(Leaser); req.TTL != 0 && !leases {
 		return req, errNoTTL(k.backend)
+	}
+	if _, shares := k.backend.(Sharer); req.Shared && !shares {
+		return req, fmt.Errorf("%w: locks of %T can't be shared", ErrUnsupported, k.backend)
 	}
 	req.Observe = func(e Event) {
 		e.Name = name

@@ -3,6 +3,7 @@ package sqllock
 import (
 	"container/list"
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -317,8 +318,13 @@ func (p *Pool) place(ctx context.Context, name, op string, opts []LockOption) (*
 		e.Name = name
 		p.emit(e)
 	}
+	line := req.Key
+	if req.Shared { // nobody's turn, and, as another might wait on its session, on none of others
+		req.own = true
+		line += "\x00" + rand.Text()
+	}
 	return &place{
-		name: name, op: op, ctx: context.WithoutCancel(ctx), req: req, since: time.Now(), callers: stack(), ready: make(chan struct{}),
+		line: line, name: name, op: op, ctx: context.WithoutCancel(ctx), req: req, since: time.Now(), callers: stack(), ready: make(chan struct{}),
 	}, nil
 }
 

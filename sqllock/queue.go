@@ -22,6 +22,7 @@ type queue struct {
 
 // place is that of one call in a queue.
 type place struct {
+	line    string // which queue: of the key, or one of its own
 	name    string
 	op      string
 	ctx     context.Context //nolint:containedctx // of the call, for its values; it does not end
@@ -77,10 +78,10 @@ func (p *Pool) enter(ctx context.Context, pl *place) error {
 		p.mu.Unlock()
 		return ErrClosed
 	}
-	q := p.queues[pl.req.Key]
+	q := p.queues[pl.line]
 	if q == nil {
 		q = &queue{}
-		p.queues[pl.req.Key] = q
+		p.queues[pl.line] = q
 	}
 	pl.queue = q
 	switch {
@@ -172,10 +173,10 @@ func (p *Pool) leave(pl *place) {
 	a := q.attempt
 	switch {
 	case a == nil:
-		p.remove(q, pl.req.Key)
+		p.remove(q, pl.line)
 	case a.over():
 		q.attempt = nil
-		p.remove(q, pl.req.Key)
+		p.remove(q, pl.line)
 		p.goes(func() { a.undo() })
 	default:
 		a.cancel()
@@ -355,7 +356,7 @@ func (p *Pool) start(ctx context.Context, pl *place) *attempt {
 		abandoned := pl.queue.turn == nil && pl.queue.attempt == a
 		if abandoned {
 			pl.queue.attempt = nil
-			p.remove(pl.queue, pl.req.Key)
+			p.remove(pl.queue, pl.line)
 		}
 		p.mu.Unlock()
 		if abandoned {

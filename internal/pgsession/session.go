@@ -1,0 +1,206 @@
+package pgsession
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/sqllock/go-sqllock/internal/session"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// AnswerTime is how long a statement may take beyond what it is asked to wait.
+// Its end costs the session, so it is long for a live server.
+const AnswerTime = 5 * time.Second
+
+// ErrSilent is that a statement was not answered in time.
+var ErrSilent = fmt.Errorf("the server did not answer for %v", AnswerTime)
+
+// errRows is that a statement can't be sent now; the session is unharmed.
+var errRows = errors.New("rows of a query are open on the conn: close them first")
+
+// Session is a session while nothing else runs on it.
+type Session struct{ pg *pgconn.PgConn }
+
+// Use calls f with the session under conn, for whose length other statements on
+// conn wait. It waits for one that is running. A closed conn is a session that is gone.
+func Use(conn *sql.Conn, f func(*Session) error) error {
+	err := session.Use(conn, func(s *session.Session) error {
+		pg, err := driverConn(s.Driver())
+		if err != nil {
+			return err
+		}
+		if pg.IsClosed() {
+			return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, errClosed)
+		}
+		return f(&Session{pg})
+	})
+	if errors.Is(err, sql.ErrConnDone) {
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, err)
+	}
+	return err
+}
+
+// errClosed is that nothing was sent.
+var errClosed = errors.New("its connection is closed")
+
+// driverConn returns the connection of pgx under that of database/sql, which a driver
+// may have wrapped.
+func driverConn(dc any) (*pgconn.PgConn, error) {
+	for inner := dc; inner != nil; {
+		if c, ok := inner.(*stdlib.Conn); ok {
+			return c.Conn().PgConn(), nil
+		}
+		w, ok := inner.(interface{ Raw() driver.Conn })
+		if !ok {
+			break
+		}
+		inner = w.Raw()
+	}
+	return nil, fmt.Errorf("%w: the pool's connections are of the driver %T, and have to be those of github.com/jackc/pgx/v5/stdlib", sqllock.ErrUnsupported, dc)
+}
+
+// Tx is the state of the session's transaction, as of its last answer.
+type Tx byte
+
+// The states that the server tells of with every answer.
+const (
+	Idle    Tx = 'I'
+	Open    Tx = 'T'
+	Aborted Tx = 'E' // it takes no statement any more but one that rolls back
+)
+
+// Tx asks nobody.
+func (s *Session) Tx() Tx { return Tx(s.pg.TxStatus()) }
+
+// Busy reports whether rows of a query are open, beside which no statement can be sent.
+func (s *Session) Busy() bool { return s.pg.IsBusy() }
+
+// ErrAborted is that the transaction on the session takes no statement.
+var ErrAborted = fmt.Errorf("%w that has failed and takes no statement: roll it back first", sqllock.ErrInTransaction)
+
+// Ask runs statements without arguments, and scans the last row that they answer with,
+// or nothing if there is no dest. It returns sql.ErrNoRows if there is none. The end of
+// a ctx does not reach it; its bound is AnswerTime.
+func (s *Session) Ask(query string, dest ...sql.Scanner) error {
+	return s.run(query, AnswerTime, dest)
+}
+
+func (s *Session) run(query string, bound time.Duration, dest []sql.Scanner) error {
+	if s.Busy() {
+		return errRows
+	}
+	conn := s.pg.Conn()
+	if err := conn.SetDeadline(time.Now().Add(bound)); err != nil {
+		return fmt.Errorf("%w: %w: %w", sqllock.ErrSessionGone, errClosed, err)
+	}
+	var last []sql.NullString
+	answers := s.pg.Exec(context.Background(), query) //nolint:forbidigo // a ctx would have the driver close the session, and watch it in a goroutine
+	for answers.NextResult() {
+		rows := answers.ResultReader()
+		for rows.NextRow() {
+			last = texts(rows.Values(), last[:0])
+		}
+		_, _ = rows.Close() // Close of all answers returns the error
+	}
+	err := answers.Close()
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	} else if !s.pg.IsClosed() {
+		_ = conn.SetDeadline(time.Time{}) // the next statement would say so
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded) || isTimeout(err):
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, ErrSilent)
+	case err != nil:
+		return Classify(err)
+	case len(dest) == 0:
+		return nil
+	case last == nil:
+		return sql.ErrNoRows
+	}
+	return scan(last, dest)
+}
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}
+
+func texts(values [][]byte, to []sql.NullString) []sql.NullString {
+	for _, v := range values {
+		to = append(to, sql.NullString{String: string(v), Valid: v != nil})
+	}
+	return to
+}
+
+func scan(values []sql.NullString, dest []sql.Scanner) error {
+	if len(values) != len(dest) {
+		return fmt.Errorf("the server answered with %d columns, not %d", len(values), len(dest))
+	}
+	for i, d := range dest {
+		var v any
+		if values[i].Valid {
+			v = values[i].String
+		}
+		if err := d.Scan(v); err != nil {
+			return fmt.Errorf("column %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+// AskOver is Ask for every Querier. What is no session of the caller's, like a
+// *sql.DB, takes the end of ctx well; a transaction is given time to answer, and has
+// to live with what becomes of it if it does not.
+func AskOver(ctx context.Context, q sqllock.Querier, query string, dest ...sql.Scanner) error {
+	var tx *sql.Tx
+	switch q := q.(type) {
+	case sqllock.InTx:
+		return AskOver(ctx, q.Conn, query, dest...)
+	case *sql.Conn:
+		return Use(q, func(s *Session) error {
+			if s.Tx() == Aborted {
+				return ErrAborted
+			}
+			return s.Ask(query, dest...)
+		})
+	case *sql.Tx:
+		tx = q
+	}
+	pointers := make([]any, len(dest))
+	for i, d := range dest {
+		pointers[i] = d
+	}
+	if tx != nil {
+		ctx = context.WithoutCancel(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, AnswerTime)
+	defer cancel()
+	err := q.QueryRowContext(ctx, query, pgx.QueryExecModeSimpleProtocol).Scan(pointers...)
+	switch {
+	case err == nil || errors.Is(err, sql.ErrNoRows):
+		return err
+	case tx == nil && ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", ctx.Err(), err)
+	case tx != nil && ctx.Err() != nil:
+		return fmt.Errorf("the transaction's session did not answer for %v", AnswerTime)
+	}
+	return Classify(err)
+}
+
+// Text returns s as a literal that means the same whatever
+// standard_conforming_strings is.
+func Text(s string) string {
+	return "E'" + strings.NewReplacer(`\`, `\\`, `'`, `''`).Replace(s) + "'"
+}

@@ -1,0 +1,135 @@
+package pgadvisory
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/sqllock/go-sqllock/internal/pgsession"
+	"github.com/sqllock/go-sqllock/sqllock"
+)
+
+// lock is one on the server: what it is called, and whether it is shared.
+type lock struct {
+	key    string
+	shared bool
+}
+
+// number is the 64 bits of a key on the server.
+func number(key string) string { return "hashtextextended(" + pgsession.Text(key) + ",0)" }
+
+// call is a call of one of the server's functions on the lock.
+func (l lock) call(function string) string {
+	if l.shared {
+		function += "_shared"
+	}
+	return function + "(" + number(l.key) + ")"
+}
+
+// both is what a condition and the same again come to, evaluated in that order: CASE
+// evaluates no branch that it does not take.
+func both(first, second string) string {
+	return "CASE WHEN " + first + " THEN " + second + " ELSE false END"
+}
+
+// take takes two references on the lock, if it is free. The second one is for check.
+func (l lock) take() string {
+	try := l.call("pg_try_advisory_lock")
+	return both(try, try)
+}
+
+func (l lock) try() string { return "SELECT " + l.take() }
+
+// wait takes the first reference, and second the second one.
+func (l lock) wait() string { return "SELECT " + l.call("pg_advisory_lock") }
+
+func (l lock) second() string { return ";SELECT " + l.call("pg_try_advisory_lock") }
+
+// free gives back both references, and is true if there was one.
+func (l lock) free() string {
+	unlock := l.call("pg_advisory_unlock")
+	return both(unlock, "CASE WHEN "+unlock+" THEN true ELSE true END")
+}
+
+func (l lock) release() string {
+	unlock := l.call("pg_advisory_unlock")
+	return "SELECT CASE WHEN " + unlock + " THEN CASE WHEN " + unlock + " THEN 2 ELSE 1 END ELSE 0 END"
+}
+
+// check gives back one reference and takes it again. The first one keeps the lock
+// meanwhile; a session without the lock has none to give back. It takes a hundredth of
+// the time of a look into pg_locks.
+func (l lock) check() string {
+	return "SELECT " + both(l.call("pg_advisory_unlock"), l.call("pg_try_advisory_lock"))
+}
+
+// letGo gives back what there is to give back. To ask before that keeps the server from
+// logging a warning.
+func (l lock) letGo() string {
+	return "SELECT " + l.free() + " WHERE " + anyHeld([]string{l.key})
+}
+
+// takeAll takes all of locks, and answers true, or none: when one is not to be had, what
+// was taken before it is given back.
+func takeAll(locks []lock) string {
+	first, others := locks[0], locks[1:]
+	if len(others) == 0 {
+		return first.take()
+	}
+	return both(first.take(), "CASE WHEN "+takeAll(others)+" THEN true ELSE NOT "+first.free()+" END")
+}
+
+// here is the rows of pg_locks that are advisory locks of this database by one number,
+// which the server shows in two halves. Those of two numbers have another objsubid.
+const here = "l.locktype='advisory' AND l.objsubid=1 AND l.database=(SELECT oid FROM pg_database WHERE datname=current_database())"
+
+// isKey is the condition that a row of pg_locks is of a number.
+func isKey(number string) string {
+	return "l.classid=(((" + number + ")>>32)&4294967295)::oid AND l.objid=((" + number + ")&4294967295)::oid"
+}
+
+// anyHeld is whether the session holds one of keys, in whatever mode.
+func anyHeld(keys []string) string {
+	is := make([]string, len(keys))
+	for i, key := range keys {
+		is[i] = isKey(number(key))
+	}
+	return "EXISTS (SELECT 1 FROM pg_locks l WHERE " + here + " AND l.pid=pg_backend_pid() AND l.granted AND (" + strings.Join(is, " OR ") + "))"
+}
+
+// holderQuery asks for the lock and for its session in one statement. A role sees
+// the state of its own sessions, or needs pg_read_all_stats; of others it gets the id
+// and the user.
+func holderQuery(key string) string {
+	return "SELECT l.pid,a.usename,host(a.client_addr)||':'||a.client_port,a.datname,a.state,a.application_name,extract(epoch FROM a.state_change)::bigint" +
+		" FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid=l.pid WHERE " + here + " AND l.granted AND " + isKey(number(key)) +
+		" ORDER BY a.state_change,l.pid LIMIT 1"
+}
+
+// breakQuery ends who holds the lock, and answers with the ids.
+func breakQuery(key string) string {
+	return "SELECT coalesce(string_agg(l.pid::text,',') FILTER (WHERE pg_terminate_backend(l.pid)),'') FROM pg_locks l WHERE " + here + " AND l.granted AND " + isKey(number(key))
+}
+
+// stillQuery asks who of ids still holds the lock.
+func stillQuery(key, ids string) string {
+	return "SELECT coalesce(string_agg(l.pid::text,','),'') FROM pg_locks l WHERE " + here + " AND l.granted AND " + isKey(number(key)) + " AND l.pid IN (" + ids + ")"
+}
+
+// watchQuery answers with the numbers, counted from 0, of the grants that are held. A
+// session is told from a later one of the same id by when it began, where this role may
+// see that, as it may of its own.
+func watchQuery(grants []sqllock.Grant) string {
+	values := make([]string, len(grants))
+	for i, g := range grants {
+		own, _ := g.State.(grant)
+		mode := "ExclusiveLock"
+		if own.lock.shared {
+			mode = "ShareLock"
+		}
+		values[i] = "(" + strconv.Itoa(i) + "," + strconv.FormatInt(g.Session, 10) + "," + number(g.Key) + ",'" + mode + "'," + strconv.FormatInt(own.start, 10) + "::bigint)"
+	}
+	return "SELECT coalesce(string_agg(v.i::text,','),'') FROM (VALUES " + strings.Join(values, ",") + ") v(i,pid,k,mode,start)" +
+		" JOIN pg_locks l ON l.pid=v.pid AND l.mode=v.mode AND l.granted AND " + here + " AND " + isKey("v.k") +
+		" LEFT JOIN pg_stat_get_activity(NULL) a ON a.pid=v.pid" +
+		" WHERE coalesce((extract(epoch FROM a.backend_start)*1000000)::bigint,v.start)=v.start"
+}
