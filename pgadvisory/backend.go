@@ -75,7 +75,7 @@ func (a *attempt) try(s *pgsession.Session) (err error) {
 		return err
 	}
 	var got sql.NullBool
-	if err := s.Ask(a.lock.try(), &got); err != nil {
+	if err := s.AskOften("try"+a.lock.suffix(), a.key, a.lock.try, &got); err != nil {
 		return afterTry(s, []lock{a.lock}, err)
 	}
 	a.took(got.Bool)
@@ -190,7 +190,7 @@ func (b *Backend) Release(_ context.Context, conn *sql.Conn, g sqllock.Grant) er
 		if s.Tx() == pgsession.Aborted {
 			return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, pgsession.ErrAborted)
 		}
-		err := s.Ask(l.release(), &freed)
+		err := s.AskOften("release"+l.suffix(), l.key, l.release, &freed)
 		if err == nil {
 			delete(s.Known().Held, g.Key)
 		}
@@ -221,7 +221,16 @@ func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant)
 		return err
 	}
 	var held sql.NullBool
-	err = pgsession.AskOver(ctx, q, l.check(), &held)
+	if conn, ok := q.(*sql.Conn); ok {
+		err = pgsession.Use(conn, func(s *pgsession.Session) error {
+			if s.Tx() == pgsession.Aborted {
+				return pgsession.ErrAborted
+			}
+			return s.AskOften("check"+l.suffix(), l.key, l.check, &held)
+		})
+	} else {
+		err = pgsession.AskOver(ctx, q, l.check(pgsession.Number(l.key)), &held)
+	}
 	switch {
 	case errors.Is(err, sqllock.ErrSessionGone):
 		return fmt.Errorf("%w: %w", sqllock.ErrLost, err)

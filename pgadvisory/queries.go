@@ -14,15 +14,23 @@ type lock struct {
 	shared bool
 }
 
-// number is the 64 bits of a key on the server.
-func number(key string) string { return "hashtextextended(" + pgsession.Text(key) + ",0)" }
-
-// call is a call of one of the server's functions on the lock.
-func (l lock) call(function string) string {
+// suffix is that of the server's functions for it.
+func (l lock) suffix() string {
 	if l.shared {
-		function += "_shared"
+		return "_shared"
 	}
-	return function + "(" + number(l.key) + ")"
+	return ""
+}
+
+func (l lock) tryCall() string    { return l.trying(pgsession.Number(l.key)) }
+func (l lock) unlockCall() string { return l.unlocking(pgsession.Number(l.key)) }
+
+func (l lock) trying(number string) string {
+	return "pg_try_advisory_lock" + l.suffix() + "(" + number + ")"
+}
+
+func (l lock) unlocking(number string) string {
+	return "pg_advisory_unlock" + l.suffix() + "(" + number + ")"
 }
 
 // both is what a condition and the same again come to, evaluated in that order: CASE
@@ -31,35 +39,36 @@ func both(first, second string) string {
 	return "CASE WHEN " + first + " THEN " + second + " ELSE false END"
 }
 
-// take takes two references on the lock, if it is free. The second one is for check.
-func (l lock) take() string {
-	try := l.call("pg_try_advisory_lock")
-	return both(try, try)
-}
+// try takes two references on the lock, if it is free. The second one is for check.
+func (l lock) try(number string) string { return "SELECT " + both(l.trying(number), l.trying(number)) }
 
-func (l lock) try() string { return "SELECT " + l.take() }
+func (l lock) take() string { return both(l.tryCall(), l.tryCall()) }
 
 // wait takes the first reference, and second the second one.
-func (l lock) wait() string { return "SELECT " + l.call("pg_advisory_lock") }
+func (l lock) wait() string {
+	return "SELECT pg_advisory_lock" + l.suffix() + "(" + pgsession.Number(l.key) + ")"
+}
 
-func (l lock) second() string { return ";SELECT " + l.call("pg_try_advisory_lock") }
+func (l lock) second() string { return ";SELECT " + l.tryCall() }
+
+// xact is of the transaction.
+func (l lock) xact(function string) string {
+	return "SELECT " + function + l.suffix() + "(" + pgsession.Number(l.key) + ")"
+}
 
 // free gives back both references, and is true if there was one.
 func (l lock) free() string {
-	unlock := l.call("pg_advisory_unlock")
-	return both(unlock, "CASE WHEN "+unlock+" THEN true ELSE true END")
+	return both(l.unlockCall(), "CASE WHEN "+l.unlockCall()+" THEN true ELSE true END")
 }
 
-func (l lock) release() string {
-	unlock := l.call("pg_advisory_unlock")
-	return "SELECT CASE WHEN " + unlock + " THEN CASE WHEN " + unlock + " THEN 2 ELSE 1 END ELSE 0 END"
+func (l lock) release(number string) string {
+	return "SELECT CASE WHEN " + l.unlocking(number) + " THEN CASE WHEN " + l.unlocking(number) + " THEN 2 ELSE 1 END ELSE 0 END"
 }
 
 // check gives back one reference and takes it again. The first one keeps the lock
-// meanwhile; a session without the lock has none to give back. It takes a hundredth of
-// the time of a look into pg_locks.
-func (l lock) check() string {
-	return "SELECT " + both(l.call("pg_advisory_unlock"), l.call("pg_try_advisory_lock"))
+// meanwhile; a session without the lock has none to give back.
+func (l lock) check(number string) string {
+	return "SELECT " + both(l.unlocking(number), l.trying(number))
 }
 
 // letGo gives back what there is to give back. To ask before that keeps the server from
@@ -91,7 +100,7 @@ func isKey(number string) string {
 func anyHeld(keys []string) string {
 	is := make([]string, len(keys))
 	for i, key := range keys {
-		is[i] = isKey(number(key))
+		is[i] = isKey(pgsession.Number(key))
 	}
 	return "EXISTS (SELECT 1 FROM pg_locks l WHERE " + here + " AND l.pid=pg_backend_pid() AND l.granted AND (" + strings.Join(is, " OR ") + "))"
 }
@@ -101,18 +110,18 @@ func anyHeld(keys []string) string {
 // and the user.
 func holderQuery(key string) string {
 	return "SELECT l.pid,a.usename,host(a.client_addr)||':'||a.client_port,a.datname,a.state,a.application_name,extract(epoch FROM a.state_change)::bigint" +
-		" FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid=l.pid WHERE " + here + " AND l.granted AND " + isKey(number(key)) +
+		" FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid=l.pid WHERE " + here + " AND l.granted AND " + isKey(pgsession.Number(key)) +
 		" ORDER BY a.state_change,l.pid LIMIT 1"
 }
 
 // breakQuery ends who holds the lock, and answers with the ids.
 func breakQuery(key string) string {
-	return "SELECT coalesce(string_agg(l.pid::text,',') FILTER (WHERE pg_terminate_backend(l.pid)),'') FROM pg_locks l WHERE " + here + " AND l.granted AND " + isKey(number(key))
+	return "SELECT coalesce(string_agg(l.pid::text,',') FILTER (WHERE pg_terminate_backend(l.pid)),'') FROM pg_locks l WHERE " + here + " AND l.granted AND " + isKey(pgsession.Number(key))
 }
 
 // stillQuery asks who of ids still holds the lock.
 func stillQuery(key, ids string) string {
-	return "SELECT coalesce(string_agg(l.pid::text,','),'') FROM pg_locks l WHERE " + here + " AND l.granted AND " + isKey(number(key)) + " AND l.pid IN (" + ids + ")"
+	return "SELECT coalesce(string_agg(l.pid::text,','),'') FROM pg_locks l WHERE " + here + " AND l.granted AND " + isKey(pgsession.Number(key)) + " AND l.pid IN (" + ids + ")"
 }
 
 // watchQuery answers with the numbers, counted from 0, of the grants that are held. A
@@ -126,7 +135,7 @@ func watchQuery(grants []sqllock.Grant) string {
 		if own.lock.shared {
 			mode = "ShareLock"
 		}
-		values[i] = "(" + strconv.Itoa(i) + "," + strconv.FormatInt(g.Session, 10) + "," + number(g.Key) + ",'" + mode + "'," + strconv.FormatInt(own.start, 10) + "::bigint)"
+		values[i] = "(" + strconv.Itoa(i) + "," + strconv.FormatInt(g.Session, 10) + "," + pgsession.Number(g.Key) + ",'" + mode + "'," + strconv.FormatInt(own.start, 10) + "::bigint)"
 	}
 	return "SELECT coalesce(string_agg(v.i::text,','),'') FROM (VALUES " + strings.Join(values, ",") + ") v(i,pid,k,mode,start)" +
 		" JOIN pg_locks l ON l.pid=v.pid AND l.mode=v.mode AND l.granted AND " + here + " AND " + isKey("v.k") +

@@ -24,12 +24,11 @@ const txSlice = time.Second
 // server that lends its session for the transaction is the one that holds the lock, so
 // poolers do no harm; a standby or a look-alike is refused as for other locks.
 func (b *Backend) AcquireTx(ctx context.Context, tx *sql.Tx, req sqllock.Request) error {
-	var got sql.NullBool
+	var got, standby sql.NullBool
 	var version sql.NullString
-	var standby sql.NullBool
 	l := lock{req.Key, req.Shared}
-	query := "SELECT version(),pg_is_in_recovery()," + l.call("pg_try_advisory_xact_lock")
-	err := pgsession.AskOver(ctx, tx, query, &version, &standby, &got)
+	query := l.xact("pg_try_advisory_xact_lock") + " got,version(),pg_is_in_recovery()"
+	err := pgsession.AskOver(ctx, tx, query, &got, &version, &standby)
 	if err != nil {
 		return err
 	}
@@ -61,7 +60,7 @@ func waitTx(ctx context.Context, tx *sql.Tx, l lock) (granted bool, err error) {
 		}
 		return pgsession.Classify(err)
 	}
-	err = run(pgsession.LimitedTx(d, "SELECT "+l.call("pg_advisory_xact_lock")))
+	err = run(pgsession.LimitedTx(d, l.xact("pg_advisory_xact_lock")))
 	if err == nil || errors.Is(err, sqllock.ErrSessionGone) || errors.Is(err, sql.ErrTxDone) {
 		return err == nil, err
 	}

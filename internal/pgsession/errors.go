@@ -13,18 +13,18 @@ import (
 
 // SQLSTATEs that say more than what Classify makes of them.
 const (
-	LockTimeout      = "55P03" // lock_not_available
-	Serialization    = "40001" // serialization_failure
-	Deadlock         = "40P01" // deadlock_detected
-	Canceled         = "57014" // query_canceled
-	NoPrivilege      = "42501" // insufficient_privilege
-	NoTable          = "42P01" // undefined_table
-	NoColumn         = "42703" // undefined_column
-	NoFunction       = "42883" // undefined_function
-	ReadOnlyTx       = "25006" // read_only_sql_transaction
-	outOfMemory      = "53200" // out_of_memory
-	failedTx         = "25P02" // in_failed_sql_transaction
-	invalidParameter = "22023" // invalid_parameter_value
+	LockTimeout   = "55P03" // lock_not_available
+	Serialization = "40001" // serialization_failure
+	Deadlock      = "40P01" // deadlock_detected
+	Canceled      = "57014" // query_canceled
+	NoPrivilege   = "42501" // insufficient_privilege
+	NoTable       = "42P01" // undefined_table
+	NoColumn      = "42703" // undefined_column
+	NoFunction    = "42883" // undefined_function
+	ReadOnlyTx    = "25006" // read_only_sql_transaction
+	outOfMemory   = "53200" // out_of_memory
+	failedTx      = "25P02" // in_failed_sql_transaction
+	noStatement   = "26000" // invalid_sql_statement_name
 )
 
 // Code returns the SQLSTATE of an error of the server, "" if err is none.

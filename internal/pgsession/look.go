@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -24,10 +26,11 @@ const (
 // State is what is known of a session. It lives with its connection, and is to be used
 // while nothing else runs on that.
 type State struct {
-	PID   int64           // as pg_locks has it
-	Start int64           // when the session began, in microseconds by the server's clock
-	Held  map[string]bool // by key: the locks that were granted here
-	taken Risk            // what was allowed when it was admitted
+	PID   int64                                   // as pg_locks has it
+	Start int64                                   // when the session began, in microseconds by the server's clock
+	Held  map[string]bool                         // by key: the locks that were granted here
+	often map[string]*pgconn.StatementDescription // what AskOften has run, prepared from the second time on
+	taken Risk                                    // what was allowed when it was admitted
 }
 
 // stateKey is for the data that a connection carries.
@@ -37,37 +40,34 @@ const stateKey = "github.com/sqllock/go-sqllock"
 // server, in one round trip, and returns an error that matches sqllock.ErrUnsupported if
 // the locks of a session are not to be trusted there. pkg is the backend's.
 func (s *Session) State(allowed Risk, pkg string) (*State, error) {
-	data := s.pg.CustomData()
-	if st, ok := data[stateKey].(*State); ok && st.taken&^allowed == 0 {
+	if st := s.Known(); st.PID != 0 && st.taken&^allowed == 0 {
 		return st, nil
 	}
-	st, err := s.look(allowed, pkg)
-	if err != nil {
+	st := s.Known()
+	if err := s.look(st, allowed, pkg); err != nil {
 		return nil, err
 	}
-	if old, ok := data[stateKey].(*State); ok {
-		st.Held = old.Held
-	}
-	data[stateKey] = st
 	return st, nil
 }
 
-// Known returns the state of a session that has been looked at, or one that is empty.
+// Known returns what is known without a look.
 func (s *Session) Known() *State {
-	if st, ok := s.pg.CustomData()[stateKey].(*State); ok {
-		return st
+	data := s.pg.CustomData()
+	st, ok := data[stateKey].(*State)
+	if !ok {
+		st = &State{Held: make(map[string]bool), often: make(map[string]*pgconn.StatementDescription)}
+		data[stateKey] = st
 	}
-	return &State{Held: make(map[string]bool)}
+	return st
 }
 
 const lookQuery = "SELECT version(),pg_backend_pid(),pg_is_in_recovery()," +
 	"(SELECT (extract(epoch FROM backend_start)*1000000)::bigint FROM pg_stat_get_activity(pg_backend_pid()))"
 
-func (s *Session) look(allowed Risk, pkg string) (*State, error) {
+func (s *Session) look(st *State, allowed Risk, pkg string) error {
 	if s.Tx() == Aborted {
-		return nil, ErrAborted
+		return ErrAborted
 	}
-	st := &State{Held: make(map[string]bool)}
 	var version sql.NullString
 	var pid, start sql.NullInt64
 	var standby sql.NullBool
@@ -81,25 +81,22 @@ func (s *Session) look(allowed Risk, pkg string) (*State, error) {
 	}
 	if product != "" {
 		if err := Refused(product, standby.Bool, allowed, pkg); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if v := s.version(); v > 0 && v < 11 {
-		return nil, refuse("the server is of version %d, and hashtextextended, of which lock keys are made, came with PostgreSQL 11", v)
+		return refuse("the server is of version %d, and hashtextextended, of which lock keys are made, came with PostgreSQL 11", v)
 	}
 	if failed != nil {
-		return nil, failed
+		return failed
 	}
-	st.PID, st.Start = pid.Int64, start.Int64
-	if said := int64(s.pg.PID()); said != st.PID {
-		if allowed&Pooler == 0 {
-			return nil, refuse("a pooler is between this process and the server (the connection was told it had process %d, and has %d). In "+
-				"transaction mode PgBouncer lets sessions change hands, and a lock of a session excludes nobody: use Locker.LockTx, "+
-				"whose lock ends with the transaction, or a connection past the pooler; if it is in session mode, %s", said, st.PID, accept(pkg, "Pooler"))
-		}
+	if said := int64(s.pg.PID()); said != pid.Int64 && allowed&Pooler == 0 {
+		return refuse("a pooler is between this process and the server (the connection was told it had process %d, and has %d). In "+
+			"transaction mode PgBouncer lets sessions change hands, and a lock of a session excludes nobody: use Locker.LockTx, "+
+			"whose lock ends with the transaction, or a connection past the pooler; if it is in session mode, %s", said, pid.Int64, accept(pkg, "Pooler"))
 	}
-	st.taken = allowed
-	return st, nil
+	st.PID, st.Start, st.taken = pid.Int64, start.Int64, allowed
+	return nil
 }
 
 func refuse(format string, args ...any) error {

@@ -96,40 +96,102 @@ func (s *Session) Ask(query string, dest ...sql.Scanner) error {
 	return s.run(query, AnswerTime, dest)
 }
 
+// AskOften is Ask for a statement about key that is run again and again: text makes it of
+// the number of the lock, by which it must not differ otherwise. Outside of a transaction a
+// session prepares it the second time, in a round trip of its own, as to parse and plan
+// it takes the server longer than to run it.
+func (s *Session) AskOften(name, key string, text func(number string) string, dest ...sql.Scanner) error {
+	st := s.Known()
+	prepared, seen := st.often[name]
+	if s.Tx() != Idle || !seen { // where a statement that is there no more would be an error of the transaction
+		st.often[name] = prepared
+		return s.Ask(text(Number(key)), dest...)
+	}
+	if s.Busy() {
+		return errRows
+	}
+	if prepared == nil {
+		err := s.bounded(AnswerTime, func() (err error) {
+			prepared, err = s.pg.Prepare(context.Background(), "go_sqllock_"+name, text(placeholder), nil) //nolint:forbidigo // as in run
+			return err
+		})
+		if err != nil && (errors.Is(err, sqllock.ErrSessionGone) || Code(err) == "") {
+			return err
+		}
+		if err != nil { // a DEALLOCATE that we know nothing of, or one of that name
+			return s.Ask(text(Number(key)), dest...)
+		}
+		st.often[name] = prepared
+	}
+	var values []sql.NullString
+	err := s.bounded(AnswerTime, func() error {
+		rows := s.pg.ExecStatement(context.Background(), prepared, [][]byte{[]byte(key)}, nil, nil) //nolint:forbidigo // as in run
+		for rows.NextRow() {
+			values = texts(rows.Values(), values[:0])
+		}
+		_, err := rows.Close()
+		return err
+	})
+	switch {
+	case Code(err) == noStatement: // DISCARD ALL, DEALLOCATE ALL; it has not run
+		delete(st.often, name)
+		return s.Ask(text(Number(key)), dest...)
+	case err != nil:
+		return err
+	case values == nil:
+		return sql.ErrNoRows
+	}
+	return scan(values, dest)
+}
+
+// Number is the 64 bits of a lock on the server.
+func Number(key string) string { return "hashtextextended(" + Text(key) + ",0)" }
+
+// placeholder is Number for a statement that is prepared.
+const placeholder = "hashtextextended($1,0)"
+
 func (s *Session) run(query string, bound time.Duration, dest []sql.Scanner) error {
 	if s.Busy() {
 		return errRows
 	}
-	conn := s.pg.Conn()
-	if err := conn.SetDeadline(time.Now().Add(bound)); err != nil {
-		return fmt.Errorf("%w: %w: %w", sqllock.ErrSessionGone, errClosed, err)
-	}
 	var last []sql.NullString
-	answers := s.pg.Exec(context.Background(), query) //nolint:forbidigo // a ctx would have the driver close the session, and watch it in a goroutine
-	for answers.NextResult() {
-		rows := answers.ResultReader()
-		for rows.NextRow() {
-			last = texts(rows.Values(), last[:0])
+	err := s.bounded(bound, func() error {
+		answers := s.pg.Exec(context.Background(), query) //nolint:forbidigo // a ctx would have the driver close the session, and watch it in a goroutine
+		for answers.NextResult() {
+			rows := answers.ResultReader()
+			for rows.NextRow() {
+				last = texts(rows.Values(), last[:0])
+			}
+			_, _ = rows.Close() // Close of all answers returns the error
 		}
-		_, _ = rows.Close() // Close of all answers returns the error
-	}
-	err := answers.Close()
-	if err == nil {
-		err = conn.SetDeadline(time.Time{})
-	} else if !s.pg.IsClosed() {
-		_ = conn.SetDeadline(time.Time{}) // the next statement would say so
-	}
+		return answers.Close()
+	})
 	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded) || isTimeout(err):
-		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, ErrSilent)
 	case err != nil:
-		return Classify(err)
+		return err
 	case len(dest) == 0:
 		return nil
 	case last == nil:
 		return sql.ErrNoRows
 	}
 	return scan(last, dest)
+}
+
+// bounded calls f, which sends a statement and reads its answer. It is given up after
+// bound, and the session with it.
+func (s *Session) bounded(bound time.Duration, f func() error) error {
+	conn := s.pg.Conn()
+	if err := conn.SetDeadline(time.Now().Add(bound)); err != nil {
+		return fmt.Errorf("%w: %w: %w", sqllock.ErrSessionGone, errClosed, err)
+	}
+	err := f()
+	if failed := conn.SetDeadline(time.Time{}); err == nil && failed != nil {
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, failed)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) || isTimeout(err) {
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, ErrSilent)
+	}
+	return Classify(err)
 }
 
 func isTimeout(err error) bool {
