@@ -39,7 +39,7 @@ type grant struct {
 // Acquire tries, and then waits. See the package's documentation.
 func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Request) (sqllock.Grant, error) {
 	a := attempt{b: b, key: req.Key, lock: lock{req.Key, req.Shared}}
-	err := pgsession.Use(conn, func(s *pgsession.Session) error { return a.try(s) })
+	err := pgsession.Use(conn, a.try)
 	for err == nil && !a.granted && req.Wait && !pgsession.Ended(ctx) {
 		err = pgsession.Use(conn, func(s *pgsession.Session) error { return a.wait(ctx, s) })
 	}
@@ -132,10 +132,10 @@ func (a *attempt) wait(ctx context.Context, s *pgsession.Session) error {
 	if failed := letGo(s, a.lock); failed != nil {
 		return failed
 	}
-	if ctx.Err() != nil || pgsession.Code(err) == pgsession.LockTimeout {
-		return nil // given up, or the end of a slice
+	if ctx.Err() == nil && pgsession.Code(err) != pgsession.LockTimeout {
+		return err
 	}
-	return err
+	return nil // given up, or the end of a slice
 }
 
 // forever is no limit to a slice but its own and that of ctx.

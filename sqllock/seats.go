@@ -447,28 +447,33 @@ func (p *Pool) serve() {
 	}
 }
 
-// reserve returns a seat apart, which may still be without a connection, or nil if
-// there is to be no further one: a connection is left for locks that share. The caller
-// has mu.
+// reserve returns a seat apart, or nil if there is to be no further one: a connection is
+// left for locks that share. It is one of theirs that is idle, if they have another one,
+// or else a new one, which is still without a connection; where that would be one too
+// many, any that is idle. A wait leaves its seat to those who share, so without the first
+// each further wait would open a connection. The caller has mu.
 func (p *Pool) reserve() *seat {
 	limit, err := p.limit()
 	if err != nil || len(p.apart) >= mostApart(limit) {
 		return nil
 	}
-	if p.conns() < limit {
-		s := newSeat()
-		p.apart[s] = struct{}{}
-		return s
-	}
-	for _, s := range p.shared {
-		if s.users == 0 && len(s.tenures) == 0 {
-			p.unshare(s)
-			s.users = 1
-			p.apart[s] = struct{}{}
-			return s
+	mayOpen := p.conns() < limit
+	if !mayOpen || len(p.shared) > 1 {
+		for _, s := range p.shared {
+			if s.users == 0 && len(s.tenures) == 0 {
+				p.unshare(s)
+				s.users = 1
+				p.apart[s] = struct{}{}
+				return s
+			}
 		}
 	}
-	return nil
+	if !mayOpen {
+		return nil
+	}
+	s := newSeat()
+	p.apart[s] = struct{}{}
+	return s
 }
 
 // unshare has locks share s no more. The caller has mu.

@@ -26,6 +26,10 @@ const AnswerTime = 5 * time.Second
 // ErrSilent is that a statement was not answered in time.
 var ErrSilent = fmt.Errorf("the server did not answer for %v", AnswerTime)
 
+// unwatched is the ctx that pgx starts no goroutine for. The end of any other one would
+// have it close the session; statements are bounded by a deadline of the connection.
+var unwatched = context.Background() //nolint:gochecknoglobals,forbidigo // see above
+
 // errRows is that a statement can't be sent now; the session is unharmed.
 var errRows = errors.New("rows of a query are open on the conn: close them first")
 
@@ -112,7 +116,7 @@ func (s *Session) AskOften(name, key string, text func(number string) string, de
 	}
 	if prepared == nil {
 		err := s.bounded(AnswerTime, func() (err error) {
-			prepared, err = s.pg.Prepare(context.Background(), "go_sqllock_"+name, text(placeholder), nil) //nolint:forbidigo // as in run
+			prepared, err = s.pg.Prepare(unwatched, "go_sqllock_"+name, text(placeholder), nil)
 			return err
 		})
 		if err != nil && (errors.Is(err, sqllock.ErrSessionGone) || Code(err) == "") {
@@ -125,7 +129,7 @@ func (s *Session) AskOften(name, key string, text func(number string) string, de
 	}
 	var values []sql.NullString
 	err := s.bounded(AnswerTime, func() error {
-		rows := s.pg.ExecStatement(context.Background(), prepared, [][]byte{[]byte(key)}, nil, nil) //nolint:forbidigo // as in run
+		rows := s.pg.ExecStatement(unwatched, prepared, [][]byte{[]byte(key)}, nil, nil)
 		for rows.NextRow() {
 			values = texts(rows.Values(), values[:0])
 		}
@@ -156,7 +160,7 @@ func (s *Session) run(query string, bound time.Duration, dest []sql.Scanner) err
 	}
 	var last []sql.NullString
 	err := s.bounded(bound, func() error {
-		answers := s.pg.Exec(context.Background(), query) //nolint:forbidigo // a ctx would have the driver close the session, and watch it in a goroutine
+		answers := s.pg.Exec(unwatched, query)
 		for answers.NextResult() {
 			rows := answers.ResultReader()
 			for rows.NextRow() {

@@ -85,16 +85,12 @@ func milliseconds(d time.Duration) string { return strconv.FormatInt(max(d.Milli
 
 // limits are settings of the transaction alone, which is an implicit one, or taken back.
 func (s *Session) limits(d time.Duration) string {
-	q := "SELECT set_config('lock_timeout','" + milliseconds(d) + "',true)"
-	limits := []string{"statement_timeout"}
-	if s.version() >= 17 {
-		limits = append(limits, "transaction_timeout")
-	}
-	for _, name := range limits {
-		q += ",set_config('" + name + "','0',true)"
-	}
+	q := "SELECT set_config('lock_timeout','" + milliseconds(d) + "',true),set_config('statement_timeout','0',true)"
 	if s.version() >= 14 { // a waiter whose process is gone is to go, too
 		q += ",set_config('client_connection_check_interval','1000',true)"
+	}
+	if s.version() >= 17 {
+		q += ",set_config('transaction_timeout','0',true)"
 	}
 	return q + ";"
 }

@@ -46,7 +46,7 @@ func TestDemo(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	for _, kind := range testdb.Kinds() {
+	for _, kind := range append(testdb.Kinds(), testdb.Postgres) {
 		t.Run(string(kind), func(t *testing.T) {
 			if testing.Short() || kind.Skipped() {
 				t.Skip("needs a server")
@@ -67,6 +67,9 @@ func TestBadDSN(t *testing.T) {
 	for dsn, want := range map[string]string{
 		"garbage":                "it looks like user:password@tcp(127.0.0.1:3306)/database",
 		"root@tcp(127.0.0.1:1)/": "can't be reached",
+
+		"postgres://nobody@127.0.0.1:1/db":  "can't be reached",
+		"postgres://nobody@127.0.0.1:pg/db": "the DSN in the environment",
 	} {
 		var out bytes.Buffer
 		if err := demo(t.Context(), dsn, &out); err == nil || !strings.Contains(err.Error(), want) {

@@ -35,7 +35,7 @@ func demo(ctx context.Context, dsn string, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.cleaning()) }()
-	db, err := sql.Open("mysql", p.dsn)
+	db, err := open(p.dsn)
 	if err != nil {
 		return err
 	}
@@ -247,7 +247,7 @@ func (d *director) firing(ctx context.Context, f firing, onHalf func(holder stri
 // takeover has the holder killed half-way, and fires again as soon as the
 // server has freed the lock.
 func (d *director) takeover(ctx context.Context) error {
-	locker := newLocker()
+	locker := newLocker(d.dsn)
 	var freed time.Duration
 	err := d.firing(ctx, firing{"November", true}, func(holder string) (bool, error) {
 		if err := d.kill(holder); err != nil {
@@ -335,7 +335,7 @@ func (d *director) count(ctx context.Context, locked bool) (result, error) {
 		name := fmt.Sprintf("web%d", i+1)
 		s := d.stats[name]
 		var n int
-		if err := d.db.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+d.table+" WHERE made_by = ?", name).Scan(&n); err != nil {
+		if err := d.db.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+d.table+" WHERE made_by = '"+name+"'").Scan(&n); err != nil {
 			return r, err
 		}
 		label := name

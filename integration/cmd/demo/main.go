@@ -20,7 +20,10 @@ import (
 	"strings"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver called pgx
 	"github.com/sqllock/go-sqllock/mysqlnamed"
+	"github.com/sqllock/go-sqllock/pgadvisory"
 	"github.com/sqllock/go-sqllock/sqllock"
 
 	"github.com/sqllock/go-sqllock/integration/internal/inprocess"
@@ -50,13 +53,30 @@ func main() {
 	}
 }
 
-// newLocker returns what the web servers and the director use.
-func newLocker() *sqllock.Locker {
-	var opts []mysqlnamed.Option
-	if os.Getenv(likeEnv) != "" {
-		opts = append(opts, mysqlnamed.Allow(mysqlnamed.Lookalike))
+// isPostgres tells the servers apart by the DSN.
+func isPostgres(dsn string) bool {
+	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
+}
+
+// open opens a pool on the database of dsn.
+func open(dsn string) (*sql.DB, error) {
+	if isPostgres(dsn) {
+		return sql.Open("pgx", dsn)
 	}
-	return sqllock.New(mysqlnamed.New(opts...), sqllock.WithNamespace("sqllock-demo"))
+	return sql.Open("mysql", dsn)
+}
+
+// newLocker returns what the web servers and the director use on the database of dsn.
+func newLocker(dsn string) *sqllock.Locker {
+	var backend sqllock.Backend = pgadvisory.New()
+	if !isPostgres(dsn) {
+		var opts []mysqlnamed.Option
+		if os.Getenv(likeEnv) != "" {
+			opts = append(opts, mysqlnamed.Allow(mysqlnamed.Lookalike))
+		}
+		backend = mysqlnamed.New(opts...)
+	}
+	return sqllock.New(backend, sqllock.WithNamespace("sqllock-demo"))
 }
 
 // place is the database that the demo plays in.
@@ -78,12 +98,15 @@ func findPlace(ctx context.Context, dsn string) (*place, error) {
 		if err != nil {
 			return nil, err
 		}
-		what := "an in-process MySQL (go-mysql-server); DSN='user:password@tcp(127.0.0.1:3306)/database' takes your own server"
+		what := "an in-process MySQL (go-mysql-server); DSN='user:password@tcp(127.0.0.1:3306)/database' or DSN='postgres://…' takes your own server"
 		return &place{dsn: dsn, what: what, inMemory: true, cleaning: stop}, os.Setenv(likeEnv, "1")
+	}
+	if isPostgres(dsn) {
+		return findPostgres(ctx, dsn)
 	}
 	cfg, err := mysql.ParseDSN(dsn)
 	if err != nil {
-		return nil, fmt.Errorf("the DSN in the environment: %w (it looks like user:password@tcp(127.0.0.1:3306)/database)", err)
+		return nil, fmt.Errorf("the DSN in the environment: %w (it looks like user:password@tcp(127.0.0.1:3306)/database, or postgres://…)", err)
 	}
 	p := &place{cleaning: func() error { return nil }}
 	if cfg.DBName == "" {
@@ -108,4 +131,22 @@ func findPlace(ctx context.Context, dsn string) (*place, error) {
 	p.dsn = cfg.FormatDSN()
 	p.what = fmt.Sprintf("your server at %s, database %s", cfg.Addr, cfg.DBName)
 	return p, nil
+}
+
+// findPostgres plays in the database of the DSN, which a PostgreSQL always has.
+func findPostgres(ctx context.Context, dsn string) (*place, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("the DSN in the environment: %w", err)
+	}
+	db, err := open(dsn)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close() //nolint:errcheck // only a ping
+	if err := db.PingContext(ctx); err != nil {
+		return nil, fmt.Errorf("the server of the DSN can't be reached: %w", err)
+	}
+	what := fmt.Sprintf("your server at %s:%d, database %s", cfg.Host, cfg.Port, cfg.Database)
+	return &place{dsn: dsn, what: what, cleaning: func() error { return nil }}, nil
 }

@@ -45,7 +45,7 @@ const (
 // webServer runs the job at each firing that comes in, until the input ends.
 func webServer(ctx context.Context, name, dsn, table string, in io.Reader, out io.Writer) error {
 	_ = mysql.SetLogger(&mysql.NopLogger{})
-	db, err := sql.Open("mysql", dsn)
+	db, err := open(dsn)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func webServer(ctx context.Context, name, dsn, table string, in io.Reader, out i
 	if err := db.PingContext(ctx); err != nil {
 		return err
 	}
-	locker := newLocker()
+	locker := newLocker(dsn)
 	firings, events := json.NewDecoder(in), json.NewEncoder(out)
 	if err := events.Encode(event{What: ready, Server: name}); err != nil {
 		return err
@@ -109,7 +109,7 @@ func makeInvoices(ctx context.Context, db *sql.DB, table, month, by string, prog
 		case <-ctx.Done():
 			return n, context.Cause(ctx)
 		}
-		_, err := db.ExecContext(ctx, "INSERT INTO "+table+" (month, customer, made_by) VALUES (?, ?, ?)", month, customer, by)
+		_, err := db.ExecContext(ctx, fmt.Sprintf("INSERT INTO %s (month, customer, made_by) VALUES ('%s', %d, '%s')", table, month, customer, by))
 		if err != nil {
 			return n, fmt.Errorf("invoice for customer %d: %w", customer, err)
 		}
@@ -121,7 +121,7 @@ func makeInvoices(ctx context.Context, db *sql.DB, table, month, by string, prog
 
 // invoiced returns the customers who have an invoice for the month.
 func invoiced(ctx context.Context, db *sql.DB, table, month string) (map[int]bool, error) {
-	rows, err := db.QueryContext(ctx, "SELECT customer FROM "+table+" WHERE month = ?", month)
+	rows, err := db.QueryContext(ctx, "SELECT customer FROM "+table+" WHERE month = '"+month+"'")
 	if err != nil {
 		return nil, err
 	}
