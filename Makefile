@@ -16,8 +16,8 @@ INPROCESS = ./cmd/demo ./internal/inprocess
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Environment: MYSQL_DSN and MARIADB_DSN name servers to use in place of private ones,"
-	@echo "  SKIP_SERVERS=mysql,mariadb leaves servers out, SQLLOCK_CACHE is where they are kept,"
+	@echo "  Environment: MYSQL_DSN, MARIADB_DSN and POSTGRES_DSN name servers to use in place of private ones,"
+	@echo "  SKIP_SERVERS=mysql,mariadb,postgres leaves servers out, SQLLOCK_CACHE is where they are kept,"
 	@echo "  DSN is the database of the demo, BENCH a pattern of benchmark rows, FUZZTIME how long to fuzz."
 	@echo "  SEED, DURATION and SERVER (mysql or mariadb) say what make torture does; a random seed is shown."
 
@@ -26,7 +26,7 @@ demo: ## the invoice job on five web servers, with the lock and without (DSN=…
 	@cd integration && CGO_ENABLED=0 $(GO) build -o ../bin/demo ./cmd/demo
 	@bin/demo
 
-test: cc servers ## all tests, with -race, on MariaDB and MySQL
+test: cc servers ## all tests, with -race, on MariaDB, MySQL and PostgreSQL
 	$(RACE) ./...
 	cd integration && $(RACE) -timeout 20m $$($(GO) list ./... | grep -v -e /cmd/demo -e /internal/inprocess)
 	cd integration && CGO_ENABLED=0 $(GO) test -count=1 $(TESTFLAGS) $(INPROCESS)
@@ -60,7 +60,7 @@ format: ## format the code
 	$(GO) tool -modfile=tools.mod golangci-lint fmt
 	cd integration && $(GO) tool -modfile=../tools.mod golangci-lint fmt --config ../.golangci.yml
 
-servers: ## put the servers that the tests need into the cache
+servers: ## put the servers that the tests need, and PgBouncer, into the cache
 	@integration/servers/install.sh
 
 cc:

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
@@ -21,7 +23,7 @@ type fixture struct {
 	err    error
 }
 
-var fixtures = map[testdb.Kind]*fixture{testdb.MySQL: {}, testdb.MariaDB: {}}
+var fixtures = map[testdb.Kind]*fixture{testdb.MySQL: {}, testdb.MariaDB: {}, testdb.Postgres: {}}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -85,7 +87,7 @@ func private(t *testing.T, kind testdb.Kind, args ...string) *testdb.Server {
 	return s
 }
 
-// onEach runs a test on each kind of server.
+// onEach runs a test on each kind of server that speaks the protocol of MySQL.
 func onEach(t *testing.T, test func(t *testing.T, s *testdb.Server)) {
 	t.Helper()
 	for _, kind := range testdb.Kinds() {
@@ -106,6 +108,47 @@ func open(tb testing.TB, s *testdb.Server, change ...func(*mysql.Config)) *sql.D
 	}
 	tb.Cleanup(func() { _ = db.Close() })
 	return db
+}
+
+// postgres returns the shared PostgreSQL.
+func postgres(tb testing.TB) *testdb.Server {
+	tb.Helper()
+	return server(tb, testdb.Postgres)
+}
+
+// openPG returns a pool on s for the length of the test.
+func openPG(tb testing.TB, s *testdb.Server, change ...func(*pgx.ConnConfig)) *sql.DB {
+	tb.Helper()
+	db, err := testdb.OpenPostgres(s.DSN, func(c *pgx.ConnConfig) {
+		for _, f := range change {
+			f(c)
+		}
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+var databases atomic.Int64
+
+// pgDatabase makes an empty database for the length of the test, in which the
+// test is alone with its advisory locks, and returns a pool on it.
+func pgDatabase(tb testing.TB, s *testdb.Server, change ...func(*pgx.ConnConfig)) *sql.DB {
+	tb.Helper()
+	name := fmt.Sprintf("test_%d_%d", os.Getpid(), databases.Add(1))
+	admin := openPG(tb, s)
+	admin.SetMaxIdleConns(0) // the test may crash the server
+	if _, err := admin.ExecContext(tb.Context(), "CREATE DATABASE "+name); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if _, err := admin.ExecContext(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			tb.Error(err)
+		}
+	})
+	return openPG(tb, s, append([]func(*pgx.ConnConfig){func(c *pgx.ConnConfig) { c.Database = name }}, change...)...)
 }
 
 // conn takes a session for the length of the test.

@@ -1,7 +1,7 @@
 // Package testdb gives tests, benchmarks and the demo a real database server:
 // the one that a DSN in the environment names, or a private instance in a
 // temporary folder on a free port, from what servers/install.sh has put into
-// the cache.
+// the cache. In front of a PostgreSQL it puts a PgBouncer.
 //
 // A private instance lives no longer than the process that started it, however
 // that ends: a small supervisor waits for the end of a pipe that this process
@@ -9,13 +9,9 @@
 package testdb
 
 import (
-	"bufio"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,8 +19,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/go-sql-driver/mysql"
 )
 
 // Kind is a kind of server.
@@ -32,21 +26,32 @@ type Kind string
 
 // The kinds of servers that the tests run on.
 const (
-	MySQL   Kind = "mysql"
-	MariaDB Kind = "mariadb"
+	MySQL    Kind = "mysql"
+	MariaDB  Kind = "mariadb"
+	Postgres Kind = "postgres"
 )
 
-// Kinds lists all of them.
+// PgBouncer is what StartBouncer runs in front of a Postgres.
+const PgBouncer Kind = "pgbouncer"
+
+// Kinds lists the kinds that speak the protocol of MySQL: what a test does on
+// each of them takes the driver of MySQL.
 func Kinds() []Kind { return []Kind{MySQL, MariaDB} }
 
 // ErrNotInstalled is returned by Start when the cache has no such server.
 var ErrNotInstalled = errors.New("testdb: the server is not installed: run `make servers`")
 
-// Skipped reports whether the user has named the kind in SKIP_SERVERS.
+// Skipped reports whether the user has named the kind in SKIP_SERVERS. Without
+// a Postgres there is no PgBouncer either.
 func (k Kind) Skipped() bool {
 	for name := range strings.SplitSeq(os.Getenv("SKIP_SERVERS"), ",") {
-		if strings.TrimSpace(name) == string(k) {
+		switch Kind(strings.TrimSpace(name)) {
+		case k:
 			return true
+		case Postgres:
+			if k == PgBouncer {
+				return true
+			}
 		}
 	}
 	return false
@@ -58,12 +63,9 @@ func (k Kind) EnvDSN() string { return os.Getenv(strings.ToUpper(string(k)) + "_
 // Server is a server that answers.
 type Server struct {
 	Kind Kind
-	DSN  string // a user who may do everything, no default database
+	DSN  string // a user who may do everything; no default database, that of Postgres is postgres
 
-	owner io.Closer // its end ends the supervisor
-	exit  chan error
-	ended chan struct{} // closed when the server has ended by itself
-	dir   string
+	*instance // nil for the server of the environment
 }
 
 // Open returns the server of the environment, or a private instance. An
@@ -86,170 +88,49 @@ func Start(ctx context.Context, kind Kind, args ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Between finding a free port and taking it another process may be faster.
-	for range 3 {
-		var s *Server
-		if s, err = start(ctx, kind, home, args); err == nil {
-			return s, nil
+	s := &Server{Kind: kind}
+	s.instance, err = launch(ctx, string(kind), s.ping, func(dir string, port int) (command []string, stop string, err error) {
+		if kind == Postgres {
+			s.DSN = postgresDSN(port, "postgres")
+		} else {
+			s.DSN = mysqlDSN(port)
 		}
-	}
-	return nil, err
-}
-
-func installed(kind Kind) (string, error) {
-	cache := os.Getenv("SQLLOCK_CACHE")
-	if cache == "" {
-		// As install.sh has it, on every system.
-		base := os.Getenv("XDG_CACHE_HOME")
-		if base == "" {
-			home, err := os.UserHomeDir()
-			if err != nil {
-				return "", err
-			}
-			base = filepath.Join(home, ".cache")
-		}
-		cache = filepath.Join(base, "go-sqllock")
-	}
-	home := filepath.Join(cache, string(kind))
-	for _, file := range []string{"server", "docker"} {
-		if _, err := os.Stat(filepath.Join(home, file)); err == nil {
-			return home, nil
-		}
-	}
-	return "", fmt.Errorf("%w (nothing in %s)", ErrNotInstalled, home)
-}
-
-// supervisor runs a command until its standard input ends, then has it stopped.
-// It says when the command has ended by itself, unless a file asks to start it
-// again.
-const supervisor = `
-dir=$1 stop=$2; shift 2
-{
-	while
-		rm -f "$dir/restart"
-		"$@" </dev/null >>"$dir/out" 2>&1 & echo $! >"$dir/server.pid"
-		wait
-		[ -e "$dir/restart" ]
-	do :; done
-	echo exit
-} &
-until [ -s "$dir/server.pid" ]; do sleep 0.01; done
-cat >/dev/null
-eval "$stop"
-wait
-rm -rf "$dir"
-`
-
-func start(ctx context.Context, kind Kind, home string, args []string) (*Server, error) {
-	dir, err := os.MkdirTemp("", "sqllock-"+string(kind)+"-")
+		command, stop, err = commandLine(ctx, kind, home, dir, port)
+		return append(command, args...), stop, err
+	})
 	if err != nil {
 		return nil, err
-	}
-	port, err := freePort(ctx)
-	if err != nil {
-		return nil, err
-	}
-	command, stop, err := commandLine(ctx, kind, home, dir, port)
-	if err != nil {
-		_ = os.RemoveAll(dir)
-		return nil, err
-	}
-	s := &Server{Kind: kind, DSN: fmt.Sprintf("root@tcp(127.0.0.1:%d)/", port), exit: make(chan error, 1), ended: make(chan struct{}), dir: dir}
-	cmd := exec.Command("sh", append([]string{"-c", supervisor, "sh", dir, stop}, append(command, args...)...)...) //nolint:noctx // it ends with the pipe
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}                                                          // out of reach of a signal to the group of the tests
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if s.owner, err = cmd.StdinPipe(); err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		_ = os.RemoveAll(dir)
-		return nil, err
-	}
-	go func() {
-		// The supervisor says when the server has ended; after that it ends itself.
-		_, _ = bufio.NewReader(out).ReadString('\n')
-		close(s.ended)
-		_, _ = io.Copy(io.Discard, out)
-		s.exit <- cmd.Wait()
-	}()
-	if err := s.await(ctx); err != nil {
-		log, _ := os.ReadFile(filepath.Join(dir, "out"))
-		_ = s.Stop()
-		return nil, fmt.Errorf("testdb: %s did not start: %w\n%s", kind, err, log)
 	}
 	return s, nil
 }
 
+// commandLine returns the command of a server with the folder that it is to use,
+// and what stops it.
 func commandLine(ctx context.Context, kind Kind, home, dir string, port int) (command []string, stop string, err error) {
 	if image, err := os.ReadFile(filepath.Join(home, "docker")); err == nil {
-		name := filepath.Base(dir)
-		return []string{
-			"docker", "run", "--rm", "--name", name, "-p", "127.0.0.1:" + strconv.Itoa(port) + ":3306",
-			"-e", "MYSQL_ALLOW_EMPTY_PASSWORD=1", "-e", "MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1", strings.TrimSpace(string(image)),
-		}, "docker kill " + name + " >/dev/null", nil
+		name, options := filepath.Base(dir), mysqlDocker
+		if kind == Postgres {
+			options = postgresDocker
+		}
+		return append([]string{"docker", "run", "--rm", "--name", name}, options(port, strings.TrimSpace(string(image)))...),
+			"docker kill " + name + " >/dev/null", nil
 	}
 	data := filepath.Join(dir, "data")
-	if out, err := exec.CommandContext(ctx, "cp", "-R", filepath.Join(home, "data"), data).CombinedOutput(); err != nil {
+	// With -p it stays that of the user whom the server runs as.
+	if out, err := exec.CommandContext(ctx, "cp", "-Rp", filepath.Join(home, "data"), data).CombinedOutput(); err != nil {
 		return nil, "", fmt.Errorf("testdb: copying the data folder: %w: %s", err, out)
 	}
-	command = []string{
-		filepath.Join(home, "server"), "--user=root", "--datadir=" + data, "--port=" + strconv.Itoa(port), "--bind-address=127.0.0.1",
-		"--socket=" + filepath.Join(dir, "s"), "--tmpdir=" + dir, // a server that starts empties it of another's
-		"--pid-file=" + filepath.Join(dir, "pid"), "--max-connections=500",
+	server := filepath.Join(home, "server")
+	if kind == Postgres {
+		return append([]string{server}, postgresOptions(data, port)...), stopPostgres, nil
 	}
-	if os.Geteuid() != 0 {
-		command = append(command[:1], command[2:]...)
-	}
-	switch kind {
-	case MySQL:
-		command = append(command, "--mysqlx=OFF", "--secure-file-priv=NULL", "--innodb-redo-log-capacity=8M")
-	case MariaDB:
-		command = append(
-			command, "--skip-name-resolve", "--innodb-log-file-size=4M", "--innodb-data-file-path=ibdata1:1M:autoextend",
-			"--innodb-autoextend-increment=1", "--innodb-undo-tablespaces=0", "--innodb-doublewrite=0",
-			"--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0",
-		)
-	}
-	return command, `kill -9 "$(cat "$dir/server.pid")"`, nil
-}
-
-func freePort(ctx context.Context) (int, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close() //nolint:errcheck // a listener that has served its purpose
-	addr, ok := l.Addr().(*net.TCPAddr)
-	if !ok {
-		return 0, fmt.Errorf("testdb: not a TCP address: %v", l.Addr())
-	}
-	return addr.Port, nil
-}
-
-// await returns when the server answers.
-func (s *Server) await(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute) // an image may have to be pulled
-	defer cancel()
-	for {
-		err := s.ping(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-s.ended:
-			return errors.New("it has ended")
-		case <-ctx.Done():
-			return err
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	return append([]string{server}, mysqlOptions(kind, dir, data, port)...), stopAtOnce, nil
 }
 
 func (s *Server) ping(ctx context.Context) error {
+	if s.Kind == Postgres {
+		return pingPostgres(ctx, s.DSN)
+	}
 	db, err := OpenDB(s.DSN, nil)
 	if err != nil {
 		return err
@@ -259,11 +140,13 @@ func (s *Server) ping(ctx context.Context) error {
 }
 
 // Private reports whether the server belongs to this process alone.
-func (s *Server) Private() bool { return s.owner != nil }
+func (s *Server) Private() bool { return s.instance != nil }
 
 // Crash kills the server of a private instance, as kill -9 does, and starts it
 // again on what it has left. It returns when the server answers.
 func (s *Server) Crash(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	if err := os.WriteFile(filepath.Join(s.dir, "restart"), nil, 0o600); err != nil {
 		return err
 	}
@@ -276,8 +159,12 @@ func (s *Server) Crash(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	sessions := workingIn(s.Data())
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return err
+	}
+	for _, pid := range sessions {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	for {
 		now, err := os.ReadFile(file)
@@ -285,14 +172,31 @@ func (s *Server) Crash(ctx context.Context) error {
 			return err
 		}
 		if len(now) > 0 && string(now) != string(before) {
-			return s.await(ctx)
+			return s.await(ctx, s.ping)
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return fmt.Errorf("testdb: the server that was killed has not ended: %w", ctx.Err())
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// workingIn lists the processes that have dir as their working directory: of a
+// Postgres, also those of its sessions. They end by themselves when they notice
+// that the server has, all but the ones that compute; which is what remains to
+// be waited for on a system without /proc.
+func workingIn(dir string) (pids []int) {
+	dir, _ = filepath.EvalSymlinks(dir)
+	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
+	for _, link := range links {
+		if cwd, err := os.Readlink(link); err == nil && cwd == dir {
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
 
 // Data is the folder of the data of a private instance.
@@ -304,23 +208,5 @@ func (s *Server) Stop() error {
 	if !s.Private() {
 		return nil
 	}
-	return errors.Join(s.owner.Close(), <-s.exit)
-}
-
-// OpenDB opens a pool on dsn after change, if there is one, has changed it. The
-// driver's log of broken connections, which tests bring about, goes nowhere.
-func OpenDB(dsn string, change func(*mysql.Config)) (*sql.DB, error) {
-	cfg, err := mysql.ParseDSN(dsn)
-	if err != nil {
-		return nil, err
-	}
-	cfg.Logger = &mysql.NopLogger{}
-	if change != nil {
-		change(cfg)
-	}
-	connector, err := mysql.NewConnector(cfg)
-	if err != nil {
-		return nil, err
-	}
-	return sql.OpenDB(connector), nil
+	return s.end()
 }
