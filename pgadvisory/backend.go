@@ -90,8 +90,8 @@ func (a *attempt) took(granted bool) {
 
 // ready returns the state of a session that a lock can be acquired on.
 func ready(s *pgsession.Session, allowed Risk) (*pgsession.State, error) {
-	if s.Tx() == pgsession.Aborted {
-		return nil, pgsession.ErrAborted
+	if err := s.Ready(); err != nil {
+		return nil, err
 	}
 	return s.State(allowed, "pgadvisory")
 }
@@ -118,8 +118,8 @@ func unheld(s *pgsession.Session, st *pgsession.State, key string) error {
 // try before it has failed, so the session had no part of the lock, and what it has of
 // it after an error is of this wait.
 func (a *attempt) wait(ctx context.Context, s *pgsession.Session) error {
-	if s.Tx() == pgsession.Aborted {
-		return pgsession.ErrAborted
+	if err := s.Ready(); err != nil {
+		return err
 	}
 	err := s.Wait(ctx, pgsession.Slice(ctx, forever), a.lock.wait(), a.lock.second())
 	switch {
@@ -223,10 +223,14 @@ func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant)
 	var held sql.NullBool
 	if conn, ok := q.(*sql.Conn); ok {
 		err = pgsession.Use(conn, func(s *pgsession.Session) error {
-			if s.Tx() == pgsession.Aborted {
-				return pgsession.ErrAborted
+			if err := s.Ready(); err != nil {
+				return err
 			}
-			return s.AskOften("check"+l.suffix(), l.key, l.check, &held)
+			err := s.AskOften("check"+l.suffix(), l.key, l.check, &held)
+			if err == nil && !held.Bool {
+				delete(s.Known().Held, g.Key)
+			}
+			return err
 		})
 	} else {
 		err = pgsession.AskOver(ctx, q, l.check(pgsession.Number(l.key)), &held)
@@ -245,9 +249,14 @@ func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant)
 // Holder tells which session holds the key; of several who share it, the one that has
 // been in its state for longest.
 func (b *Backend) Holder(ctx context.Context, q sqllock.Querier, key string) (sqllock.Holder, error) {
+	return holder(ctx, q, key, holderQuery(key))
+}
+
+// holder runs a query that answers with whom to tell of, and scans what more it has.
+func holder(ctx context.Context, q sqllock.Querier, key, query string, more ...sql.Scanner) (sqllock.Holder, error) {
 	var id, since sql.NullInt64
 	var user, host, database, state, program sql.NullString
-	err := pgsession.AskOver(ctx, q, holderQuery(key), &id, &user, &host, &database, &state, &program, &since)
+	err := pgsession.AskOver(ctx, q, query, append([]sql.Scanner{&id, &user, &host, &database, &state, &program, &since}, more...)...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return sqllock.Holder{}, fmt.Errorf("%w: it is free", sqllock.ErrNotHeld)
 	}
@@ -268,19 +277,15 @@ func (b *Backend) Holder(ctx context.Context, q sqllock.Querier, key string) (sq
 const breakPause = 5 * time.Millisecond
 
 // Break ends the session that holds key by pg_terminate_backend, and of several who
-// share it all, and returns when nobody of them holds it any more. It needs the role of the
-// holder, or pg_signal_backend, and a superuser for the session of one: ErrPermission.
+// share it all, and returns when none of them holds it any more. It needs the role of the
+// holder, or pg_signal_backend, and a superuser for the session of one: ErrPermission, in
+// which case some of those who share it may have been ended.
 // It waits, as long as ctx allows, for their transactions to be rolled back.
 func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Holder, error) {
-	whom, err := b.Holder(ctx, db, key)
-	if err != nil {
-		return sqllock.Holder{}, err
-	}
 	var ids, left sql.NullString
-	err = pgsession.AskOver(ctx, db, breakQuery(key), &ids)
+	whom, err := holder(ctx, db, key, breakQuery(key), &ids)
 	if pgsession.Code(err) == pgsession.NoPrivilege {
-		return sqllock.Holder{}, fmt.Errorf("%w: this role may not end session %d, of %s; use the role of the holder, or GRANT pg_signal_backend "+
-			"(a superuser's session only a superuser can end): %w", sqllock.ErrPermission, whom.Session, whom.User, err)
+		return sqllock.Holder{}, errBreak(ctx, b, db, key, err)
 	}
 	for err == nil && ids.String != "" {
 		if err = pgsession.AskOver(ctx, db, stillQuery(key, ids.String), &left); err != nil || left.String == "" {
@@ -292,11 +297,18 @@ func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Ho
 			return sqllock.Holder{}, fmt.Errorf("%w: %w: session %s", context.Cause(ctx), sqllock.ErrHolderAlive, left.String)
 		}
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return sqllock.Holder{}, err
-	case ids.String == "":
-		return sqllock.Holder{}, fmt.Errorf("%w: its holder let go of it by itself", sqllock.ErrNotHeld)
 	}
 	return whom, nil
+}
+
+// errBreak says whose session could not be ended.
+func errBreak(ctx context.Context, b *Backend, db *sql.DB, key string, err error) error {
+	of := ""
+	if h, failed := b.Holder(ctx, db, key); failed == nil {
+		of = fmt.Sprintf(" (%d, of %s)", h.Session, h.User)
+	}
+	return fmt.Errorf("%w: this role may not end the session of the holder%s; use the holder's role, or GRANT pg_signal_backend to this one "+
+		"(a superuser's session only a superuser can end): %w", sqllock.ErrPermission, of, err)
 }

@@ -64,7 +64,7 @@
 //   - ctx is cancelled during a wait: a cancel request on a connection of its own ends it,
 //     as the protocol has it; nothing has to be lent for that. It is sent again until the
 //     wait has ended, and answered before anything else is sent. If that does not work
-//     within two seconds, the session is closed: ErrSessionGone.
+//     within five seconds, the session is closed: ErrSessionGone.
 //   - The wait ends with an error: that does not mean that the lock was not granted at the
 //     same moment, and a session keeps what it was granted, whatever the error and the
 //     rollback. It is let go. The try before the wait had failed, so nothing of the
@@ -112,6 +112,7 @@
 // allowed. Two sessions that wait for each other, in row locks, too, are found by the
 // server after deadlock_timeout (a second), [sqllock.ErrDeadlock]; the transaction that is
 // open on the session is then taken back to before the wait. A transaction that has begun
-// to read before it waits for the lock may have its snapshot from before. Waits longer
+// to read before it waits for the lock may have its snapshot from before. Before version 13
+// the session's own statement_timeout ends a wait. Waits longer
 // than log_lock_waits allows, and each deadline that passes, are in the server's log.
 package pgadvisory

@@ -88,8 +88,9 @@ func takeAll(locks []lock) string {
 }
 
 // here is the rows of pg_locks that are advisory locks of this database by one number,
-// which the server shows in two halves. Those of two numbers have another objsubid.
-const here = "l.locktype='advisory' AND l.objsubid=1 AND l.database=(SELECT oid FROM pg_database WHERE datname=current_database())"
+// which the server shows in two halves. Those of two numbers have another objsubid. To
+// look into pg_database would take a place in the lock table, which may be full.
+const here = "l.locktype='advisory' AND l.objsubid=1 AND l.database=(SELECT datid FROM pg_stat_get_activity(pg_backend_pid()))"
 
 // isKey is the condition that a row of pg_locks is of a number.
 func isKey(number string) string {
@@ -105,18 +106,24 @@ func anyHeld(keys []string) string {
 	return "EXISTS (SELECT 1 FROM pg_locks l WHERE " + here + " AND l.pid=pg_backend_pid() AND l.granted AND (" + strings.Join(is, " OR ") + "))"
 }
 
-// holderQuery asks for the lock and for its session in one statement. A role sees
-// the state of its own sessions, or needs pg_read_all_stats; of others it gets the id
-// and the user.
-func holderQuery(key string) string {
-	return "SELECT l.pid,a.usename,host(a.client_addr)||':'||a.client_port,a.datname,a.state,a.application_name,extract(epoch FROM a.state_change)::bigint" +
-		" FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid=l.pid WHERE " + here + " AND l.granted AND " + isKey(pgsession.Number(key)) +
-		" ORDER BY a.state_change,l.pid LIMIT 1"
+// who is what is to be told of the sessions that hold a lock: a role sees the state of its
+// own sessions, or needs pg_read_all_stats; of others it gets the id and the user.
+func who(key string) string {
+	return "SELECT l.pid,a.usename,host(a.client_addr)||':'||a.client_port AS host,a.datname,a.state,a.application_name," +
+		"extract(epoch FROM a.state_change)::bigint AS since FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid=l.pid" +
+		" WHERE " + here + " AND l.granted AND " + isKey(pgsession.Number(key))
 }
 
-// breakQuery ends who holds the lock, and answers with the ids.
+const oldest = " ORDER BY since,pid LIMIT 1"
+
+// holderQuery asks for the lock and for its session in one statement.
+func holderQuery(key string) string { return who(key) + oldest }
+
+// breakQuery ends who holds the lock, and answers as holderQuery, and with the ids of all
+// whom it has told to end.
 func breakQuery(key string) string {
-	return "SELECT coalesce(string_agg(l.pid::text,',') FILTER (WHERE pg_terminate_backend(l.pid)),'') FROM pg_locks l WHERE " + here + " AND l.granted AND " + isKey(pgsession.Number(key))
+	return "WITH h AS MATERIALIZED (" + who(key) + "), told AS MATERIALIZED (SELECT *,pg_terminate_backend(pid) AS told FROM h)" +
+		" SELECT pid,usename,host,datname,state,application_name,since,coalesce((SELECT string_agg(pid::text,',') FROM told WHERE told),'') FROM told" + oldest
 }
 
 // stillQuery asks who of ids still holds the lock.

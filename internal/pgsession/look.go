@@ -26,11 +26,12 @@ const (
 // State is what is known of a session. It lives with its connection, and is to be used
 // while nothing else runs on that.
 type State struct {
-	PID   int64                                   // as pg_locks has it
-	Start int64                                   // when the session began, in microseconds by the server's clock
-	Held  map[string]bool                         // by key: the locks that were granted here
-	often map[string]*pgconn.StatementDescription // what AskOften has run, prepared from the second time on
-	taken Risk                                    // what was allowed when it was admitted
+	PID     int64                                   // as pg_locks has it
+	Start   int64                                   // when the session began, in microseconds by the server's clock
+	Held    map[string]bool                         // by key: the locks that were granted here
+	often   map[string]*pgconn.StatementDescription // what AskOften has run, prepared from the second time on
+	version string                                  // as the server describes itself
+	taken   Risk                                    // what was allowed when it was admitted
 }
 
 // stateKey is for the data that a connection carries.
@@ -65,8 +66,8 @@ const lookQuery = "SELECT version(),pg_backend_pid(),pg_is_in_recovery()," +
 	"(SELECT (extract(epoch FROM backend_start)*1000000)::bigint FROM pg_stat_get_activity(pg_backend_pid()))"
 
 func (s *Session) look(st *State, allowed Risk, pkg string) error {
-	if s.Tx() == Aborted {
-		return ErrAborted
+	if err := s.Ready(); err != nil {
+		return err
 	}
 	var version sql.NullString
 	var pid, start sql.NullInt64
@@ -95,7 +96,7 @@ func (s *Session) look(st *State, allowed Risk, pkg string) error {
 			"transaction mode PgBouncer lets sessions change hands, and a lock of a session excludes nobody: use Locker.LockTx, "+
 			"whose lock ends with the transaction, or a connection past the pooler; if it is in session mode, %s", said, pid.Int64, accept(pkg, "Pooler"))
 	}
-	st.PID, st.Start, st.taken = pid.Int64, start.Int64, allowed
+	st.PID, st.Start, st.version, st.taken = pid.Int64, start.Int64, strings.ToLower(version.String), allowed
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -86,6 +87,18 @@ const (
 
 // Tx asks nobody.
 func (s *Session) Tx() Tx { return Tx(s.pg.TxStatus()) }
+
+// Ready returns an error if no statement can be sent that would leave everything as it
+// is: beside rows of a query that are open, or in a transaction that has failed.
+func (s *Session) Ready() error {
+	switch {
+	case s.Busy():
+		return errRows
+	case s.Tx() == Aborted:
+		return ErrAborted
+	}
+	return nil
+}
 
 // Busy reports whether rows of a query are open, beside which no statement can be sent.
 func (s *Session) Busy() bool { return s.pg.IsBusy() }
@@ -236,8 +249,8 @@ func AskOver(ctx context.Context, q sqllock.Querier, query string, dest ...sql.S
 		return AskOver(ctx, q.Conn, query, dest...)
 	case *sql.Conn:
 		return Use(q, func(s *Session) error {
-			if s.Tx() == Aborted {
-				return ErrAborted
+			if err := s.Ready(); err != nil {
+				return err
 			}
 			return s.Ask(query, dest...)
 		})
@@ -253,16 +266,30 @@ func AskOver(ctx context.Context, q sqllock.Querier, query string, dest ...sql.S
 	}
 	ctx, cancel := context.WithTimeout(ctx, AnswerTime)
 	defer cancel()
-	err := q.QueryRowContext(ctx, query, pgx.QueryExecModeSimpleProtocol).Scan(pointers...)
+	// Both modes are one round trip, and leave nothing behind. Exec, which spoils rows that
+	// are open on the session, also works where standard_conforming_strings is off.
+	mode := pgx.QueryExecModeExec
+	if tx != nil {
+		mode = pgx.QueryExecModeSimpleProtocol
+	}
+	err := q.QueryRowContext(ctx, query, mode).Scan(pointers...)
 	switch {
 	case err == nil || errors.Is(err, sql.ErrNoRows):
 		return err
 	case tx == nil && ctx.Err() != nil:
 		return fmt.Errorf("%w: %w", ctx.Err(), err)
 	case tx != nil && ctx.Err() != nil:
-		return fmt.Errorf("the transaction's session did not answer for %v", AnswerTime)
+		return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, ErrSilent)
+	case Code(err) == "" && !broken(err):
+		return err // of pgx, or another driver, which has sent nothing
 	}
 	return Classify(err)
+}
+
+// broken reports whether err is about the connection.
+func broken(err error) bool {
+	var n net.Error
+	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &n)
 }
 
 // Text returns s as a literal that means the same whatever

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sqllock/go-sqllock/sqllock"
@@ -15,7 +16,7 @@ const (
 	// sent again, since one that comes before the statement ends nothing; and
 	// cancelTime how long all of them have together.
 	cancelPause = 20 * time.Millisecond
-	cancelTime  = 2 * time.Second
+	cancelTime  = AnswerTime
 
 	// slice is the longest wait in one statement. It keeps a connection from being
 	// silent for so long that something on its way forgets it, or a server that is
@@ -86,13 +87,24 @@ func milliseconds(d time.Duration) string { return strconv.FormatInt(max(d.Milli
 // limits are settings of the transaction alone, which is an implicit one, or taken back.
 func (s *Session) limits(d time.Duration) string {
 	q := "SELECT set_config('lock_timeout','" + milliseconds(d) + "',true),set_config('statement_timeout','0',true)"
-	if s.version() >= 14 { // a waiter whose process is gone is to go, too
+	if s.seesClosed() { // a waiter whose process is gone is to go, too
 		q += ",set_config('client_connection_check_interval','1000',true)"
 	}
 	if s.version() >= 17 {
 		q += ",set_config('transaction_timeout','0',true)"
 	}
 	return q + ";"
+}
+
+// seesClosed reports whether the server can notice that a client is gone while it runs a
+// statement of that: PostgreSQL 14 on Linux, 15 elsewhere, but not on Windows.
+func (s *Session) seesClosed() bool {
+	system := s.Known().version
+	if strings.Contains(system, "linux") {
+		return s.version() >= 14
+	}
+	windows := strings.Contains(system, "visual c++") || strings.Contains(system, "msvc") || strings.Contains(system, "mingw") || strings.Contains(system, "windows")
+	return s.version() >= 15 && !windows
 }
 
 // version is the major version of the server, as it said when the session began; 0 if it did not.
@@ -139,7 +151,10 @@ func (s *Session) cancel(ctx, running context.Context) error {
 				return nil // it ended by itself
 			}
 			_ = s.pg.Conn().SetDeadline(time.Now()) // ends the statement here, and the session
-			return errors.Join(err, limited.Err())
+			if limited.Err() != nil {
+				return fmt.Errorf("the server took no cancel request for %v", cancelTime)
+			}
+			return fmt.Errorf("the cancel request, on a connection of its own: %v", err) //nolint:errorlint // its ctx is not the caller's
 		}
 		select {
 		case <-running.Done():

@@ -240,10 +240,15 @@ func testPoolHygiene(t *testing.T, b *bench) {
 				}
 				defer rows.Close()
 				rows.Next()
-				// Either it works, or the session is gone and the error says so.
+				// Either it works, or is refused, or the session is gone and the error says so.
 				other, err := b.locker.TryLock(t.Context(), conn, b.name+"-other")
 				if err == nil {
 					b.release(t, other)
+				}
+				if err == nil || !errors.Is(err, sqllock.ErrSessionGone) {
+					if err := errors.Join(rows.Close(), rows.Err()); err != nil {
+						t.Errorf("the rows of the caller: %v", err)
+					}
 					b.release(t, l)
 					return
 				}
