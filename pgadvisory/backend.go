@@ -121,7 +121,7 @@ func (a *attempt) wait(ctx context.Context, s *pgsession.Session) error {
 	if err := s.Ready(); err != nil {
 		return err
 	}
-	err := s.Wait(ctx, pgsession.Slice(ctx, forever), a.lock.wait(), a.lock.second())
+	err := s.Wait(ctx, pgsession.Slice(ctx, forever), a.lock.wait(), "")
 	switch {
 	case errors.Is(err, sqllock.ErrSessionGone):
 		return err

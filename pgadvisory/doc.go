@@ -31,7 +31,7 @@
 //	look     SELECT version(), pg_backend_pid(), pg_is_in_recovery(), when the session began
 //	         once for each session
 //	try      SELECT CASE WHEN pg_try_advisory_lock(k) THEN pg_try_advisory_lock(k) ELSE false END
-//	wait     SELECT set_config('lock_timeout', …, true), … ; SELECT pg_advisory_lock(k); SELECT pg_try_advisory_lock(k)
+//	wait     SELECT set_config('lock_timeout', …, true), … ; SELECT pg_advisory_lock(k), and then pg_try_advisory_lock(k)
 //	let go   the rest of pg_locks that is ours is given back by pg_advisory_unlock(k), after an error
 //	release  SELECT pg_advisory_unlock(k), and again if that was true
 //	check    SELECT CASE WHEN pg_advisory_unlock(k) THEN pg_try_advisory_lock(k) ELSE false END

@@ -44,12 +44,11 @@ func (l lock) try(number string) string { return "SELECT " + both(l.trying(numbe
 
 func (l lock) take() string { return both(l.tryCall(), l.tryCall()) }
 
-// wait takes the first reference, and second the second one.
+// wait waits for the first reference, and then takes the second one. Both are in one
+// statement, so that nothing is left to be planned when the wait is over.
 func (l lock) wait() string {
-	return "SELECT pg_advisory_lock" + l.suffix() + "(" + pgsession.Number(l.key) + ")"
+	return "SELECT CASE WHEN pg_advisory_lock" + l.suffix() + "(" + pgsession.Number(l.key) + ") IS NULL THEN false ELSE " + l.tryCall() + " END"
 }
-
-func (l lock) second() string { return ";SELECT " + l.tryCall() }
 
 // xact is of the transaction.
 func (l lock) xact(function string) string {
