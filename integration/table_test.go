@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/sqllock/go-sqllock/migrations"
+	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
 
@@ -1185,18 +1186,25 @@ func TestTableOperator(t *testing.T) {
 	})
 }
 
-// TestReadmeSQL runs what the README gives the operator.
-func TestReadmeSQL(t *testing.T) {
-	readme, err := os.ReadFile("../README.md")
+// operatorSQL is the statements that the documentation gives the operator.
+func operatorSQL(t *testing.T) []string {
+	t.Helper()
+	page, err := os.ReadFile("../docs/servers.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, block, found := strings.Cut(string(readme), "```sql\n")
-	if !found {
-		t.Fatal("the README has no SQL")
-	}
+	_, block, _ := strings.Cut(string(page), "```sql\n")
 	block, _, _ = strings.Cut(block, "```")
-	listing, named, _ := strings.Cut(block, ";\n")
+	statements := strings.Split(block, ";\n")
+	if len(statements) != 5 || statements[4] != "" {
+		t.Fatalf("the page has the statements %q", statements)
+	}
+	return statements
+}
+
+// TestOperatorSQL runs what the documentation gives the operator.
+func TestOperatorSQL(t *testing.T) {
+	named, listing := operatorSQL(t)[0], operatorSQL(t)[1]
 	onEachEngine(t, func(t *testing.T, _ *testdb.Server, db *sql.DB) {
 		c, dead := conn(t, db), conn(t, db)
 		acquire(t, sqllock.New(table.New(time.Hour)), dead, "dead")
@@ -1223,12 +1231,16 @@ func TestReadmeSQL(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(alive) != 2 || !alive["job"] || alive["dead"] {
-			t.Errorf("the README's listing says %v", alive)
+			t.Errorf("the listing says %v", alive)
 		}
-		statement, _, _ := strings.Cut(named, ";")
-		if got := ask[sql.NullInt64](t, db, statement); got.Valid {
-			t.Errorf("nobody has that lock, and %s says %v", statement, got.Int64)
+		if got := ask[sql.NullInt64](t, db, named); got.Valid {
+			t.Errorf("nobody has that lock, and %s says %v", named, got.Int64)
 		}
+		billing := acquire(t, sqllock.New(mysqlnamed.New(), sqllock.WithNamespace("billing")), c, "invoices")
+		if got := ask[sql.NullInt64](t, db, named); got.Int64 != billing.Grant().Session {
+			t.Errorf("%s says %v, want %d", named, got.Int64, billing.Grant().Session)
+		}
+		release(t, billing)
 	})
 }
 

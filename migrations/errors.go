@@ -6,11 +6,10 @@ import (
 	"fmt"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/pressly/goose/v3/database"
 
 	"github.com/sqllock/go-sqllock/sqllock"
 )
-
-const noSuchTable = 1146 // ER_NO_SUCH_TABLE
 
 // explain says what failed.
 func explain(ctx context.Context, op string, err error) error {
@@ -32,6 +31,9 @@ func (c *config) advise(err error) error {
 }
 
 func (c *config) advice(err error) string {
+	if state(err) != "" && c.dialect.goose != database.DialectPostgres || number(err) != 0 && c.dialect.goose != database.DialectMySQL {
+		return c.dialect.other
+	}
 	switch number(err) {
 	case 1044, // ER_DBACCESS_DENIED_ERROR
 		1142: // ER_TABLEACCESS_DENIED_ERROR
@@ -42,7 +44,12 @@ func (c *config) advice(err error) string {
 		return `use WithEngine("InnoDB"), which creates the table with a primary key; ` +
 			"a table that is there already needs an ALTER TABLE … ADD PRIMARY KEY (name) first"
 	case 1046: // ER_NO_DB_ERROR
-		return c.errNoDatabase().Error()
+		return c.errNowhere().Error()
+	}
+	if state(err) == "42501" { // insufficient_privilege
+		return "the role needs GRANT USAGE, CREATE ON the SCHEMA (in PostgreSQL 15 and later not everybody may create in public), " +
+			"and to own the tables that are there; where they are up to date, GRANT SELECT ON " + c.table + versionSuffix + "; " +
+			"or have somebody who may run the statements of migrations.SQL"
 	}
 	if errors.Is(err, sqllock.ErrUnsupported) {
 		return "where one process migrates at a time, use migrations.FS with goose, or the statements of migrations.SQL"
@@ -50,14 +57,26 @@ func (c *config) advice(err error) string {
 	return ""
 }
 
-func (c *config) errNoDatabase() error {
-	return errors.New("the DSN has to name the database of the " + c.set.row + " table")
+func noSuchTable(err error) bool {
+	return number(err) == 1146 || // ER_NO_SUCH_TABLE
+		state(err) == "42P01" // undefined_table
 }
 
+// number is that of an error of MySQL or MariaDB, 0 if it is none.
 func number(err error) uint16 {
 	var answer *mysql.MySQLError
 	if errors.As(err, &answer) {
 		return answer.Number
 	}
 	return 0
+}
+
+// state is the SQLSTATE of an error of PostgreSQL, "" if it is none. Its drivers
+// have this method in common, which that of MySQL has not.
+func state(err error) string {
+	var answer interface{ SQLState() string }
+	if errors.As(err, &answer) {
+		return answer.SQLState()
+	}
+	return ""
 }

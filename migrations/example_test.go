@@ -8,6 +8,7 @@ import (
 	"time"
 
 	_ "github.com/go-sql-driver/mysql"
+	_ "github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/sqllock/go-sqllock/migrations"
 )
@@ -34,6 +35,22 @@ func ExampleFences() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := migrations.Up(ctx, db, migrations.Fences()); err != nil {
+		log.Print(err)
+	}
+}
+
+// Both tables on PostgreSQL.
+func ExamplePostgres() {
+	db, err := sql.Open("pgx", "postgres://user:password@127.0.0.1:5432/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := migrations.Up(ctx, db, migrations.Postgres()); err != nil {
+		log.Print(err)
+	}
+	if err := migrations.Up(ctx, db, migrations.Postgres(), migrations.Fences()); err != nil {
 		log.Print(err)
 	}
 }

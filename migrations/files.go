@@ -9,25 +9,28 @@ import (
 	"testing/fstest"
 )
 
-//go:embed mysql/*.sql mysql/fences/*.sql
+//go:embed mysql/*.sql mysql/fences/*.sql postgres/*.sql postgres/fences/*.sql
 var embedded embed.FS
 
 const (
-	upMark   = "-- +goose Up\n"
-	downMark = "-- +goose Down\n"
+	upMark    = "-- +goose Up\n"
+	downMark  = "-- +goose Down\n"
+	beginMark = "-- +goose StatementBegin\n"
+	endMark   = "-- +goose StatementEnd\n"
 )
 
 // FS returns the migrations with the options applied: a folder of SQL files for
-// goose, its command or its Provider, with dialect "mysql". Use a version table
-// of their own, and keep others from migrating meanwhile: [Up] does both, and
-// also refuses to alter a table that is not a lock table, or with [Fences] not a
-// fence table, which the files alone do not. An error is about the options. With
-// the goose command, after os.CopyFS("locks", fsys):
+// goose, its command or its Provider, with dialect "mysql", or with [Postgres]
+// "postgres". Use a version table of their own, and keep others from migrating
+// meanwhile: [Up] does both, and also refuses a table that is not a lock table, or with
+// [Fences] not a fence table, which the files alone do not. An error is about the
+// options. With the goose command, after os.CopyFS("locks", fsys):
 //
 //	goose -dir locks -table shared_locks_version mysql "$DSN" up
 //
 // Up may follow, where the version table is called like that: the table's name
-// with "_version" behind it.
+// with "_version" behind it. On PostgreSQL goose does not quote it, so that is not so
+// for a name with capital letters, or one that begins with a digit or "$".
 func FS(opts ...Option) (fs.FS, error) {
 	c, err := configure(opts)
 	if err != nil {
@@ -41,9 +44,9 @@ func FS(opts ...Option) (fs.FS, error) {
 }
 
 // SQL returns what [Up] brings about as plain SQL for other tools. It has to run
-// on one session, one statement after the other (the mysql client does; a driver
-// needs multiStatements for it as a whole), and may run again; [Up] may follow,
-// too. An error is about the options.
+// on one session, one statement after the other (the mysql client and psql do; the
+// driver of MySQL needs multiStatements for it as a whole), and may run again; [Up] may
+// follow, too. An error is about the options.
 func SQL(opts ...Option) (string, error) {
 	files, err := FS(opts...)
 	if err != nil {
@@ -61,6 +64,7 @@ func SQL(opts ...Option) (string, error) {
 		}
 		_, up, _ := strings.Cut(string(text), upMark)
 		up, _, _ = strings.Cut(up, downMark)
+		up = strings.NewReplacer(beginMark, "", endMark, "").Replace(up)
 		ups[i] = strings.TrimSpace(up) + "\n"
 	}
 	return strings.Join(ups, "\n"), nil
@@ -86,7 +90,12 @@ func (c *config) files() (fs.FS, error) {
 
 // replacer changes the names, and in the files of the lock table the engine.
 func (c *config) replacer() *strings.Replacer {
-	pairs := []string{"`" + c.set.table + "`", "`" + c.table + "`", "'" + c.set.table + "'", "'" + c.table + "'"}
+	var pairs []string
+	for _, quote := range []string{c.dialect.quote, "'"} {
+		for _, suffix := range []string{"", tokenSuffix} {
+			pairs = append(pairs, quote+c.set.table+suffix+quote, quote+c.table+suffix+quote)
+		}
+	}
 	if c.engine == "InnoDB" {
 		pairs = append(pairs, "UNIQUE KEY `shared_locks_ix1`", "PRIMARY KEY")
 	}

@@ -7,7 +7,6 @@ import (
 
 	"github.com/pressly/goose/v3/lock"
 
-	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -24,20 +23,18 @@ var _ lock.SessionLocker = (*guard)(nil)
 // SessionLock waits for the lock as long as ctx allows, and prepares. On failure
 // the lock is not held: goose calls no SessionUnlock then.
 func (g *guard) SessionLock(ctx context.Context, conn *sql.Conn) (err error) {
-	var schema sql.NullString
-	if err := conn.QueryRowContext(ctx, "SELECT DATABASE()").Scan(&schema); err != nil {
-		return err
-	}
-	if !schema.Valid {
-		return g.config.errNoDatabase()
-	}
-	locker := sqllock.New(mysqlnamed.New(), sqllock.WithNamespace("go-sqllock"))
-	g.lock, err = locker.Lock(ctx, conn, "migrations "+schema.String+"."+g.config.table)
+	schema, err := g.config.schema(ctx, conn)
 	if err != nil {
 		return err
 	}
-	// With autocommit off the session may have a snapshot from before the lock.
-	_, err = conn.ExecContext(ctx, "COMMIT")
+	locker := sqllock.New(g.config.dialect.backend(), sqllock.WithNamespace("go-sqllock"))
+	g.lock, err = locker.Lock(ctx, conn, "migrations "+schema+"."+g.config.table)
+	if err != nil {
+		return err
+	}
+	if renew := g.config.dialect.renew; renew != "" {
+		_, err = conn.ExecContext(ctx, renew)
+	}
 	if err == nil {
 		err = g.prepare(ctx, conn)
 	}

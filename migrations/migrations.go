@@ -11,16 +11,16 @@ import (
 
 // Up brings the lock table, or with [Fences] the fence table, to the newest version,
 // from whichever version it has, and returns nil only if the table is there and fit
-// for locks, or fences. On a table that is up to date it reads, two statements
-// without a lock, and changes nothing.
+// for locks, or fences. On a table that is up to date it reads, two statements (on
+// PostgreSQL three) without a lock, and changes nothing.
 //
 // Up waits, as long as ctx allows, for others who migrate the same table, and
 // for transactions that use it. It needs one connection of db at a time, so a
 // pool of one will do. It is safe for concurrent use, in any number of processes.
 //
-// Errors match the errors of ctx, of the driver (*mysql.MySQLError) and of
-// package sqllock, among them [sqllock.ErrUnsupported] for servers that package
-// mysqlnamed refuses. A table of that name that is not a lock table, or with Fences
+// Errors match the errors of ctx, of the driver (*mysql.MySQLError, *pgconn.PgError)
+// and of package sqllock, among them [sqllock.ErrUnsupported] for servers that package
+// mysqlnamed, or pgadvisory, refuses. A table of that name that is not a lock table, or with Fences
 // not a fence table, is an error, and is not altered. After an error the table has
 // the old version, the new one, or one between, all of which locks survive; call Up
 // again. If ctx ends while a statement waits for the server, the connection is
@@ -33,7 +33,8 @@ func Up(ctx context.Context, db *sql.DB, opts ...Option) error {
 // Down takes the migrations back: it drops a table that they have created, with
 // the locks in it, or with [Fences] the fences, and removes the columns that they
 // have added from one that was there before, which stays with its rows and its
-// present engine. It drops the version table as well. Where there is no version
+// present engine. It drops the version table as well, and on PostgreSQL the sequence
+// that they have created. Where there is no version
 // table it does nothing, even if there is a lock table, or a fence table. A table
 // that they have created without Fences is refused with it, and the other way round.
 //
@@ -55,7 +56,7 @@ func run(ctx context.Context, db *sql.DB, opts []Option, way func(*config, conte
 }
 
 func (c *config) up(ctx context.Context, db *sql.DB) error {
-	versions, err := newStore(c.table)
+	versions, err := c.versions(ctx, db)
 	if err != nil {
 		return err
 	}
@@ -78,7 +79,7 @@ func (c *config) up(ctx context.Context, db *sql.DB) error {
 }
 
 func (c *config) down(ctx context.Context, db *sql.DB) error {
-	versions, err := newStore(c.table)
+	versions, err := c.versions(ctx, db)
 	if err != nil {
 		return err
 	}

@@ -6,15 +6,16 @@ import (
 	"github.com/pressly/goose/v3/database"
 )
 
-// store is goose's store of versions for MySQL, save that a table that is
+// store is goose's store of versions, save that a table that is
 // missing holds version 0. goose asks for pending migrations before it takes the
 // lock, and would create the table then, in two statements that others can come
 // between, with a second's sleep where they do. Here create does so under the
 // lock, and goose is told that the table exists.
 type store struct{ database.Store }
 
-func newStore(table string) (store, error) {
-	s, err := database.NewStore(database.DialectMySQL, "`"+table+versionSuffix+"`")
+// newStore takes the quoted name of the table.
+func newStore(d database.Dialect, table string) (store, error) {
+	s, err := database.NewStore(d, table)
 	return store{s}, err
 }
 
@@ -22,7 +23,7 @@ func newStore(table string) (store, error) {
 // the holder of the lock.
 func (s store) create(ctx context.Context, db database.DBTxConn) error {
 	found, err := s.Store.ListMigrations(ctx, db)
-	if number(err) == noSuchTable {
+	if noSuchTable(err) {
 		err = s.CreateVersionTable(ctx, db)
 	}
 	if err != nil || len(found) > 0 {
@@ -37,7 +38,7 @@ func (s store) TableExists(context.Context, database.DBTxConn) (bool, error) { r
 // ListMigrations has goose find version 0 where there is no table.
 func (s store) ListMigrations(ctx context.Context, db database.DBTxConn) ([]*database.ListMigrationsResult, error) {
 	found, err := s.Store.ListMigrations(ctx, db)
-	if number(err) == noSuchTable {
+	if noSuchTable(err) {
 		return []*database.ListMigrationsResult{{Version: 0, IsApplied: true}}, nil
 	}
 	return found, err
@@ -46,7 +47,7 @@ func (s store) ListMigrations(ctx context.Context, db database.DBTxConn) ([]*dat
 // GetLatestVersion does the same.
 func (s store) GetLatestVersion(ctx context.Context, db database.DBTxConn) (int64, error) {
 	latest, err := s.Store.GetLatestVersion(ctx, db)
-	if number(err) == noSuchTable {
+	if noSuchTable(err) {
 		return 0, nil
 	}
 	return latest, err

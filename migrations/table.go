@@ -1,8 +1,8 @@
 package migrations
 
 import (
+	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,9 +12,17 @@ import (
 // definition is what the server says of a table. One that is missing has no
 // columns.
 type definition struct {
-	engine  string
-	columns map[string]column
+	table    string
+	engine   string // or the kind of relation on PostgreSQL; "" for a view on MySQL
+	sequence string // missing, unfit, or "" for neither
+	columns  map[string]column
 }
+
+// What there is to say of the sequence of the tokens.
+const (
+	missing = "missing"
+	unfit   = "unfit"
+)
 
 type column struct {
 	dataType string
@@ -24,28 +32,20 @@ type column struct {
 	needed   bool   // an INSERT that leaves it out fails
 }
 
-// querier is what a *sql.DB and a *sql.Conn have in common.
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
 // look returns the definition of the table, or an error if the migrations of the
 // other set have made it: somebody has left out Fences, or given it in vain.
 func (c *config) look(ctx context.Context, q querier) (*definition, error) {
-	rows, err := q.QueryContext(ctx, "SELECT column_name, data_type, COALESCE(LEAST(character_maximum_length,65535),0), column_key, "+
-		"extra LIKE '%auto_increment%', is_nullable='NO' AND column_default IS NULL AND extra='', COALESCE(engine,''), table_comment "+
-		"FROM information_schema.columns c, information_schema.tables t "+
-		"WHERE c.table_schema = DATABASE() AND c.table_name = '"+c.table+"' AND t.table_schema = DATABASE() AND t.table_name = '"+c.table+"'")
+	rows, err := q.QueryContext(ctx, c.dialect.look(c.table))
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	found := &definition{columns: make(map[string]column)}
+	found := &definition{table: c.table, columns: make(map[string]column)}
 	var comment string
 	for rows.Next() {
 		var name string
 		var col column
-		if err := rows.Scan(&name, &col.dataType, &col.length, &col.key, &col.counts, &col.needed, &found.engine, &comment); err != nil {
+		if err := rows.Scan(&name, &col.dataType, &col.length, &col.key, &col.counts, &col.needed, &found.engine, &found.sequence, &comment); err != nil {
 			return nil, err
 		}
 		found.columns[name] = col
@@ -53,7 +53,10 @@ func (c *config) look(ctx context.Context, q querier) (*definition, error) {
 	if err := rows.Err(); err != nil {
 		return nil, err
 	}
-	for _, other := range []*set{locks(), fences()} {
+	if !c.set.sequence {
+		found.sequence = ""
+	}
+	for _, other := range []*set{c.dialect.locks, c.dialect.fences} {
 		if other.comment != c.set.comment && strings.HasPrefix(comment, other.comment) {
 			return nil, fmt.Errorf("the table %s is one for %ss, as its comment says, not for %ss, and was not altered: "+
 				"give Fences() in the calls for the fence table and in no others, or name another table by WithTable", c.table, other.row, c.set.row)
@@ -69,10 +72,7 @@ func (c *config) adoptable(ctx context.Context, q querier) error {
 	if err != nil || len(found.columns) == 0 {
 		return err
 	}
-	why := found.lack(c.set.columns)
-	if why == "" {
-		why = found.spoil(c.set)
-	}
+	why := cmp.Or(found.mistake(c.set), found.lack(c.set.columns), found.spoil(c.set))
 	if why == "" && slices.ContainsFunc(c.set.added, found.has) {
 		why = found.lack(c.set.added)
 	}
@@ -84,10 +84,10 @@ func (c *config) adoptable(ctx context.Context, q querier) error {
 }
 
 // creatable returns an error if the server wants primary keys, and the table that
-// is to be made would have none.
+// is to be made would have none, which is so with MyISAM only.
 func (c *config) creatable(ctx context.Context, q querier) error {
 	found, err := c.look(ctx, q)
-	if err != nil || len(found.columns) > 0 || c.engine == "InnoDB" {
+	if err != nil || len(found.columns) > 0 || c.engine != "" && c.engine != "MyISAM" {
 		return err
 	}
 	rows, err := q.QueryContext(ctx, "SHOW VARIABLES WHERE variable_name='sql_require_primary_key' AND value='ON'")
@@ -109,8 +109,11 @@ func (c *config) complete(ctx context.Context, q querier) error {
 		return err
 	}
 	why := found.lack(slices.Concat(c.set.columns, c.set.added))
-	if why == "" && c.set.again {
-		why = found.spoil(c.set)
+	if c.set.again {
+		why = cmp.Or(found.mistake(c.set), why, found.spoil(c.set))
+	}
+	if why == "" && found.sequence == missing {
+		why = "no sequence " + c.table + tokenSuffix
 	}
 	if why != "" {
 		return fmt.Errorf("the table %s has %s, though %s says that it is up to date: it was dropped or altered since, "+
@@ -137,14 +140,23 @@ func (d *definition) lack(needs []need) string {
 	return ""
 }
 
+// mistake says what the table is, if that is not the only thing that will do.
+func (d *definition) mistake(s *set) string {
+	if s.engine == "" || d.engine == "" || d.engine == s.engine {
+		return ""
+	}
+	return s.form + " " + d.engine + ", and " + s.row + "s need " + s.engine
+}
+
 // spoil says what keeps rows of the set from being made in a table that has its
 // columns, "" if nothing does.
 func (d *definition) spoil(s *set) string {
 	if !d.keyed(s.key) {
 		return "no " + s.key + " key on the column name alone"
 	}
-	if s.engine != "" && d.engine != s.engine {
-		return "the engine " + d.engine + ", and " + s.row + "s need " + s.engine
+	if d.sequence == unfit {
+		return "a sequence " + d.table + tokenSuffix + " that may repeat a token or swap two: it has to be a bigint, ascending, NO CYCLE, CACHE 1, " +
+			"logged, and owned by no column"
 	}
 	for _, n := range s.columns {
 		if length := d.columns[n.name].length; length < n.length {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,7 +48,7 @@ func kind(query string) string {
 		return look
 	case query == "SELECT version()":
 		return version
-	case has("SELECT pg_advisory_lock"):
+	case has("pg_advisory_lock(") || has("pg_advisory_lock_shared("):
 		return wait
 	case has("pg_locks") && has("pg_advisory_unlock"):
 		return letGo
@@ -103,6 +104,7 @@ type server struct {
 	conn   *sql.Conn
 	pg     *pgconn.PgConn
 	ended  sync.WaitGroup
+	hangs  atomic.Bool // new connections do
 
 	mu       sync.Mutex // guards the following
 	script   map[string][]reply
@@ -128,7 +130,11 @@ func newServer(t *testing.T, params ...string) *server {
 		t.Fatal(err)
 	}
 	cfg.LookupFunc = func(context.Context, string) ([]string, error) { return []string{"127.0.0.1"}, nil }
-	cfg.DialFunc = func(context.Context, string, string) (net.Conn, error) {
+	cfg.DialFunc = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if s.hangs.Load() {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
 		mine, theirs := net.Pipe()
 		s.ended.Go(func() { s.serve(mine) })
 		return theirs, nil
@@ -762,6 +768,26 @@ func TestCancelHasNoEffect(t *testing.T) {
 		}
 		if err != nil && !strings.Contains(err.Error(), "could not be cancelled") {
 			t.Errorf("the error does not say why: %v", err)
+		}
+	})
+}
+
+// TestCancelHangs: there is no connection for it.
+func TestCancelHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t).on(look, admitted()).on(try, row("f")).on(wait, reply{silent: true})
+		defer s.end()
+		s.hangs.Store(true)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		start := time.Now()
+		_, err := pgadvisory.New().Acquire(ctx, s.conn, sqllock.Request{Key: "job", Wait: true})
+		wantError(t, err, sqllock.ErrSessionGone)
+		if took := time.Since(start); took > 8*time.Second {
+			t.Errorf("it took %v, want some seconds", took)
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("no deadline of the caller's has passed: %v", err)
 		}
 	})
 }

@@ -19,7 +19,7 @@ import (
 type txBackend struct {
 	sqllock.Backend
 
-	mu   sync.Mutex // guards asked
+	mu   sync.Mutex // guards all
 	all  []sqllock.Request
 	fail error
 }
@@ -53,9 +53,11 @@ func (b *txBackend) asked() []sqllock.Request {
 	return all
 }
 
-func session(t *testing.T) (*sql.DB, *sql.Conn, *sql.Tx) {
+// sharing is a server with a pool on it, one of its sessions and a transaction on another.
+func sharing(t *testing.T) (*memory.Server, *sql.DB, *sql.Conn, *sql.Tx) {
 	t.Helper()
-	db := memory.OpenDB()
+	s := memory.New()
+	db := s.DB()
 	t.Cleanup(func() { _ = db.Close() })
 	conn, err := db.Conn(t.Context())
 	if err != nil {
@@ -67,14 +69,14 @@ func session(t *testing.T) (*sql.DB, *sql.Conn, *sql.Tx) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = tx.Rollback() })
-	return db, conn, tx
+	return s, db, conn, tx
 }
 
 // TestUnsupported: a backend without shared locks, or without those of a transaction, is
 // told by the error, and nothing is asked of it.
 func TestUnsupported(t *testing.T) {
-	db, conn, tx := session(t)
-	k := sqllock.New(memory.New())
+	s, db, conn, tx := sharing(t)
+	k := sqllock.New(s.Backend())
 	p := sqllock.NewPool(db, k)
 	defer p.Close(t.Context()) //nolint:errcheck // nothing is in it
 	never := func(context.Context, *sqllock.Lock) error {
@@ -88,7 +90,7 @@ func TestUnsupported(t *testing.T) {
 		"Do":              k.Do(t.Context(), db, "job", never, sqllock.Shared()),
 		"Do of a Pool":    p.Do(t.Context(), "job", never, sqllock.Shared()),
 		"Lock of a Pool":  lock(p.Lock(t.Context(), "job", sqllock.Shared())),
-		"DoAll of a Pool": p.DoAll(t.Context(), []string{"job", "other"}, func(context.Context, []*sqllock.Lock) error { return nil }, sqllock.Shared()),
+		"DoAll of a Pool": p.DoAll(t.Context(), []string{"job", "other"}, func(context.Context, sqllock.Locks) error { return nil }, sqllock.Shared()),
 		"LockTx":          k.LockTx(t.Context(), tx, "job"),
 		"TryLockTx":       k.TryLockTx(t.Context(), tx, "job"),
 		"LockTx, shared":  k.LockTx(t.Context(), tx, "job", sqllock.Shared()),
@@ -114,8 +116,8 @@ func TestUnsupported(t *testing.T) {
 // TestSharedIsPassedOn: the backend is asked for what the caller asks for, and a shared
 // lock of a Pool has a session of its own.
 func TestSharedIsPassedOn(t *testing.T) {
-	db, conn, _ := session(t)
-	b := &txBackend{Backend: memory.New()}
+	s, db, conn, _ := sharing(t)
+	b := &txBackend{Backend: s.Backend()}
 	k := sqllock.New(b, sqllock.WithNamespace("billing"))
 	shared := func() (list []bool) {
 		for _, req := range b.asked() {
@@ -162,8 +164,8 @@ func TestSharedIsPassedOn(t *testing.T) {
 
 // TestLockTx: what reaches the backend, and what does not.
 func TestLockTx(t *testing.T) {
-	_, _, tx := session(t)
-	b := &txBackend{Backend: memory.New()}
+	s, _, _, tx := sharing(t)
+	b := &txBackend{Backend: s.Backend()}
 	var events []sqllock.Event
 	k := sqllock.New(b, sqllock.WithNamespace("billing"), sqllock.WithObserver(func(e sqllock.Event) { events = append(events, e) }))
 	for wait, f := range map[bool]func(context.Context, *sql.Tx, string, ...sqllock.LockOption) error{true: k.LockTx, false: k.TryLockTx} {

@@ -37,7 +37,7 @@ func TestText(t *testing.T) {
 	}
 }
 
-// FuzzText: what a server that reads E'' literals makes of it is the name again, and the
+// FuzzText: what a server that reads E” literals makes of it is the name again, and the
 // literal ends where it is to.
 func FuzzText(f *testing.F) {
 	for _, s := range []string{"job", `it's`, `\`, `\'`, `''`, `'); DROP TABLE work; --`, `\\\'''`} {
