@@ -19,7 +19,7 @@ help: ## list the targets
 	@echo "  Environment: MYSQL_DSN, MARIADB_DSN and POSTGRES_DSN name servers to use in place of private ones,"
 	@echo "  SKIP_SERVERS=mysql,mariadb,postgres leaves servers out, SQLLOCK_CACHE is where they are kept,"
 	@echo "  DSN is the database of the demo, BENCH a pattern of benchmark rows, FUZZTIME how long to fuzz."
-	@echo "  SEED, DURATION and SERVER (mysql or mariadb) say what make torture does; a random seed is shown."
+	@echo "  SEED, DURATION and SERVER (mysql, mariadb or postgres) say what make torture does; a random seed is shown."
 
 demo: ## the invoice job on five web servers, with the lock and without (DSN=… for your own database)
 	@[ -x bin/demo ] || echo "demo: building; the first time compiles an in-process MySQL, which takes a minute or two"

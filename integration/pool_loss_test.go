@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,16 +17,19 @@ import (
 
 	"github.com/Shopify/toxiproxy/v2"
 	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
+	"github.com/sqllock/go-sqllock/pgadvisory"
+	"github.com/sqllock/go-sqllock/pgtable"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
 
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
-// lossNamed and lossTable count what the watch of a Pool asks.
+// lossNamed, lossTable, lossPG and lossPGTable count what the watch of a Pool asks.
 type lossNamed struct {
 	*mysqlnamed.Backend
 
@@ -47,6 +52,41 @@ func (b lossTable) Watch(ctx context.Context, q sqllock.Querier, grants []sqlloc
 	return b.Backend.Watch(ctx, q, grants)
 }
 
+// lossPG has the watch take sessions for others, too, as if those had their ids.
+type lossPG struct {
+	*pgadvisory.Backend
+
+	rounds *atomic.Int64
+	others *sync.Map // int64 by int64
+}
+
+func (b lossPG) Watch(ctx context.Context, q sqllock.Querier, grants []sqllock.Grant) ([]bool, error) {
+	b.rounds.Add(1)
+	return b.Backend.Watch(ctx, q, ofOthers(b.others, grants))
+}
+
+func ofOthers(others *sync.Map, grants []sqllock.Grant) []sqllock.Grant {
+	grants = slices.Clone(grants)
+	for i, g := range grants {
+		if other, ok := others.Load(g.Session); ok {
+			grants[i].Session, _ = other.(int64)
+		}
+	}
+	return grants
+}
+
+type lossPGTable struct {
+	*pgtable.Backend
+
+	rounds *atomic.Int64
+	others *sync.Map
+}
+
+func (b lossPGTable) Watch(ctx context.Context, q sqllock.Querier, grants []sqllock.Grant) ([]bool, error) {
+	b.rounds.Add(1)
+	return b.Backend.Watch(ctx, q, ofOthers(b.others, grants))
+}
+
 // lossServer is a server, and a kind of lock there.
 type lossServer struct {
 	*testing.T
@@ -54,13 +94,23 @@ type lossServer struct {
 	server *testdb.Server
 	direct *sql.DB // what the test asks over
 	schema string
-	engine string        // of the lock table, "" for mysqlnamed
+	engine string        // of the lock table, "" for locks without one
 	rounds *atomic.Int64 // questions of the watches
+	writes *atomic.Int64 // of all connections to a PostgreSQL, but for direct
+	others *sync.Map     // of lossPG
 }
 
 func newLossServer(t *testing.T, s *testdb.Server, engine string) *lossServer {
 	t.Helper()
-	f := &lossServer{T: t, server: s, engine: engine, rounds: new(atomic.Int64)}
+	f := &lossServer{T: t, server: s, engine: engine, rounds: new(atomic.Int64), writes: new(atomic.Int64), others: new(sync.Map)}
+	if f.isPG() {
+		f.direct = pgDatabase(t, s)
+		f.schema = ask[string](t, f.direct, "SELECT current_database()")
+		if engine != "" {
+			migratePG(t, f.direct)
+		}
+		return f
+	}
 	oneTrip := func(c *mysql.Config) { c.InterpolateParams = true }
 	if engine == "" {
 		f.direct = schema(t, s, oneTrip)
@@ -71,13 +121,22 @@ func newLossServer(t *testing.T, s *testdb.Server, engine string) *lossServer {
 	return f
 }
 
-// onEachLoss runs a test on each server, at the same time, with locks of mysqlnamed
-// and of a table.
+// lossEngines are those of engines that a server of the kind has. On PostgreSQL MyISAM
+// stands for its only one.
+func lossEngines(kind testdb.Kind, engines ...string) []string {
+	if kind == testdb.Postgres {
+		engines = slices.DeleteFunc(slices.Clone(engines), func(engine string) bool { return engine == "InnoDB" })
+	}
+	return engines
+}
+
+// onEachLoss runs a test on each server, at the same time, with locks that need no
+// table, and with those of one.
 func onEachLoss(t *testing.T, test func(f *lossServer)) {
 	t.Helper()
-	onEach(t, func(t *testing.T, s *testdb.Server) {
+	onEachWithPG(t, func(t *testing.T, s *testdb.Server) {
 		t.Parallel()
-		for _, engine := range []string{"", "MyISAM"} {
+		for _, engine := range lossEngines(s.Kind, "", "MyISAM") {
 			f := newLossServer(t, s, engine)
 			t.Run(f.what(), func(t *testing.T) { test(f.on(t)) })
 		}
@@ -88,18 +147,25 @@ func onEachLoss(t *testing.T, test func(f *lossServer)) {
 // time.
 func onEachLossAtOnce(t *testing.T, test func(t *testing.T, all []*lossServer), engines ...string) {
 	t.Helper()
-	onEach(t, func(t *testing.T, s *testdb.Server) {
+	onEachWithPG(t, func(t *testing.T, s *testdb.Server) {
 		t.Parallel()
 		var all []*lossServer
-		for _, engine := range engines {
+		for _, engine := range lossEngines(s.Kind, engines...) {
 			all = append(all, newLossServer(t, s, engine))
 		}
 		test(t, all)
 	})
 }
 
+func (f *lossServer) isPG() bool { return f.server.Kind == testdb.Postgres }
+
 func (f *lossServer) what() string {
-	if f.engine == "" {
+	switch {
+	case f.isPG() && f.engine == "":
+		return "pgadvisory"
+	case f.isPG():
+		return "pgtable"
+	case f.engine == "":
 		return "mysqlnamed"
 	}
 	return "table of " + f.engine
@@ -114,16 +180,89 @@ func (f *lossServer) on(t *testing.T) *lossServer {
 	return &g
 }
 
-func (f *lossServer) open(change ...func(*mysql.Config)) *sql.DB {
+func (f *lossServer) open() *sql.DB {
 	f.Helper()
-	return open(f, f.server, append(change, func(c *mysql.Config) { c.DBName = f.schema })...)
+	return f.openWith("", nil)
+}
+
+// openWith is open at another address, if that is not "", with settings for the sessions.
+func (f *lossServer) openWith(addr string, settings map[string]string) *sql.DB {
+	f.Helper()
+	if f.isPG() {
+		return openPG(f, f.server, func(c *pgx.ConnConfig) {
+			c.Database = f.schema
+			maps.Copy(c.RuntimeParams, settings)
+			dial := new(net.Dialer)
+			c.DialFunc = func(ctx context.Context, network, to string) (net.Conn, error) {
+				if addr != "" {
+					to = addr
+				}
+				conn, err := dial.DialContext(ctx, network, to)
+				return countingConn{conn, f.writes}, err
+			}
+		})
+	}
+	return open(f, f.server, func(c *mysql.Config) {
+		c.DBName, c.Params = f.schema, settings
+		if addr != "" {
+			c.Addr = addr
+		}
+	})
+}
+
+func (f *lossServer) addr() string {
+	f.Helper()
+	if f.isPG() {
+		cfg, err := pgx.ParseConfig(f.server.DSN)
+		if err != nil {
+			f.Fatal(err)
+		}
+		return net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))
+	}
+	cfg, err := mysql.ParseDSN(f.server.DSN)
+	if err != nil {
+		f.Fatal(err)
+	}
+	return cfg.Addr
 }
 
 func (f *lossServer) locker(opts ...sqllock.Option) *sqllock.Locker {
-	if f.engine == "" {
+	switch {
+	case f.isPG() && f.engine == "":
+		return sqllock.New(lossPG{pgadvisory.New(), f.rounds, f.others}, opts...)
+	case f.isPG():
+		return sqllock.New(lossPGTable{pgtable.New(time.Hour), f.rounds, f.others}, opts...)
+	case f.engine == "":
 		return sqllock.New(lossNamed{mysqlnamed.New(), f.rounds}, opts...)
 	}
 	return sqllock.New(lossTable{table.New(time.Hour), f.rounds}, opts...)
+}
+
+func (f *lossServer) kill(session int64) {
+	f.Helper()
+	kill := mysqlKill
+	if f.isPG() {
+		kill = pgKill
+	}
+	if err := kill(f.Context(), f.direct, session); err != nil {
+		f.Fatal(err)
+	}
+}
+
+// waiter waits until one session waits for the lock.
+func (f *lossServer) waiter(name string) {
+	f.Helper()
+	if !f.isPG() {
+		waiters(f.T, f.direct, name, 1)
+		return
+	}
+	waitFor(f.T, "a session that waits", func() bool {
+		n, err := pgWaiters(f.Context(), f.direct, name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		return n == 1
+	})
 }
 
 // pool is closed at the end of the test, when all locks have to be free.
@@ -225,6 +364,9 @@ func (h *lossHold) await() *lossHold {
 // user is the session that has the lock, 0 if none has.
 func (f *lossServer) user(name string) int64 {
 	f.Helper()
+	if f.isPG() {
+		return ask[sql.NullInt64](f, f.direct, "SELECT max(pid) FROM pg_locks WHERE granted AND "+pgIsLock, name).Int64
+	}
 	return ask[sql.NullInt64](f, f.direct, "SELECT IS_USED_LOCK(?)", name).Int64
 }
 
@@ -265,7 +407,7 @@ func busy(ctx context.Context, l *sqllock.Lock, wait func()) error {
 		if n != 3 {
 			return fmt.Errorf("%d rows, want 3", n)
 		}
-		if _, err := tx.ExecContext(ctx, "DO 1"); err != nil {
+		if _, err := tx.ExecContext(ctx, "SELECT 1"); err != nil {
 			return err
 		}
 		return tx.Commit()
@@ -275,8 +417,12 @@ func busy(ctx context.Context, l *sqllock.Lock, wait func()) error {
 // isHeld asks the server whether its session has the lock.
 func (h *lossHold) isHeld() bool {
 	h.f.Helper()
-	if h.f.engine == "" {
+	switch {
+	case h.f.engine == "":
 		return h.f.user(h.name) == h.session
+	case h.f.isPG():
+		return h.f.user(h.name) == h.session && ask[bool](h.f, h.f.direct,
+			"SELECT count(*)=1 FROM shared_locks WHERE name=$1 AND token=$2 AND connection_id=$3", h.name, h.lock.Token(), h.session)
 	}
 	return ask[bool](h.f, h.f.direct, "SELECT COUNT(*) FROM shared_locks WHERE name=? AND token=? AND connection_id=IS_USED_LOCK(?) AND connection_id=?",
 		h.name, h.lock.Token(), h.name, h.session)
@@ -381,7 +527,7 @@ func (f *lossServer) contended(p *sqllock.Pool) *lossHold {
 	name := lockName("contended")
 	before := acquire(f, f.locker(), conn(f, f.open()), name)
 	h := f.hold(p, name, nil)
-	waiters(f.T, f.direct, name, 1)
+	f.waiter(name)
 	release(f, before)
 	return h.await()
 }
@@ -422,9 +568,7 @@ func TestPoolKill(t *testing.T) {
 			lost []*lossHold
 		}{{"shared", victims}, {"idle", []*lossHold{idle}}, {"in use", []*lossHold{inUse}}} {
 			start := time.Now()
-			if err := mysqlKill(t.Context(), f.direct, round.lost[0].session); err != nil {
-				t.Fatal(err)
-			}
+			f.kill(round.lost[0].session)
 			waitFor(t, "the session to end", func() bool { return !round.lost[0].isHeld() })
 			asked := f.rounds.Load()
 			took := wantAllLost(t, start, round.lost...)
@@ -463,12 +607,8 @@ func (f *lossServer) net() *lossNet {
 
 func (n *lossNet) begin(listen string) {
 	n.f.Helper()
-	cfg, err := mysql.ParseDSN(n.f.server.DSN)
-	if err != nil {
-		n.f.Fatal(err)
-	}
 	api := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
-	n.Proxy = toxiproxy.NewProxy(api, "pool", listen, cfg.Addr)
+	n.Proxy = toxiproxy.NewProxy(api, "pool", listen, n.f.addr())
 	if err := n.Start(); err != nil {
 		n.f.Fatal(err)
 	}
@@ -477,7 +617,7 @@ func (n *lossNet) begin(listen string) {
 // open is over the network.
 func (n *lossNet) open() *sql.DB {
 	n.f.Helper()
-	return n.f.open(func(c *mysql.Config) { c.Addr = n.Listen })
+	return n.f.openWith(n.Listen, nil)
 }
 
 // add adds a toxic for the directions.
@@ -634,8 +774,8 @@ func TestPoolSaturated(t *testing.T) {
 		t := f.T
 		g, h := f.on(t), f.on(t)
 		db, apart := f.open(), g.open()
-		net := h.net()
-		silent := net.open()
+		network := h.net()
+		silent := network.open()
 		for _, db := range []*sql.DB{db, apart, silent} {
 			db.SetMaxOpenConns(4)
 		}
@@ -651,11 +791,9 @@ func TestPoolSaturated(t *testing.T) {
 		waitFor(t, "more than two answer times to pass", func() bool { return time.Since(start) > 5*answer/2 })
 		wantAllHeld(t, append(append(shared, idle, alone), cutOff...)...)
 		start = time.Now()
-		end := net.cut("timeout", upstream, downstream)
+		end := network.cut("timeout", upstream, downstream)
 		for _, victim := range []*lossHold{shared[0], idle, alone} {
-			if err := mysqlKill(t.Context(), f.direct, victim.session); err != nil {
-				t.Fatal(err)
-			}
+			f.kill(victim.session)
 		}
 		t.Log("known " + spread(wantAllLost(t, start, append(shared, idle, alone)...)) + " after the KILL")
 		t.Log("known " + spread(wantAllLost(t, start, cutOff...)) + " after the cut")
@@ -669,8 +807,11 @@ func TestPoolWaitTimeout(t *testing.T) {
 	onEachLossAtOnce(t, func(t *testing.T, all []*lossServer) {
 		var kept, unwatched []*lossHold
 		for _, f := range all {
-			short := func(c *mysql.Config) { c.Params = map[string]string{"wait_timeout": "3"} }
-			p, q := f.pool(f.open(short), 500*time.Millisecond), f.pool(f.open(short), -1)
+			settings := map[string]string{"wait_timeout": "3"}
+			if f.isPG() { // the Pool leaves no transaction open, so the second one is nothing to it
+				settings = map[string]string{"idle_session_timeout": "3000", "idle_in_transaction_session_timeout": "100"}
+			}
+			p, q := f.pool(f.openWith("", settings), 500*time.Millisecond), f.pool(f.openWith("", settings), -1)
 			kept = append(kept, f.held(p, "shared", nil), f.held(p, "own", nil, sqllock.OwnSession()))
 			unwatched = append(unwatched, f.held(q, "shared", nil), f.held(q, "own", nil, sqllock.OwnSession()))
 		}
@@ -694,11 +835,16 @@ func TestPoolWaitTimeout(t *testing.T) {
 func TestPoolWatchCost(t *testing.T) {
 	t.Parallel()
 	const locks, interval = 1000, 50 * time.Millisecond
-	for _, kind := range testdb.Kinds() {
+	for _, kind := range append(testdb.Kinds(), testdb.Postgres) {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
-			s := private(t, kind, "--sync-binlog=0")
-			for _, engine := range []string{"", "MyISAM"} {
+			var s *testdb.Server
+			if kind == testdb.Postgres {
+				s = postgres(t)
+			} else {
+				s = private(t, kind, "--sync-binlog=0")
+			}
+			for _, engine := range lossEngines(kind, "", "MyISAM") {
 				f := newLossServer(t, s, engine)
 				p := f.pool(f.open(), interval)
 				held := make([]*sqllock.Lock, locks)
@@ -711,9 +857,15 @@ func TestPoolWatchCost(t *testing.T) {
 				}
 				c := conn(t, f.direct)
 				f.looks(1)
-				start, before := time.Now(), statements(t, c)
+				sent := func() int {
+					if f.isPG() {
+						return int(f.writes.Load()) + 1
+					}
+					return statements(t, c)
+				}
+				start, before := time.Now(), sent()
 				f.looks(20)
-				asked, intervals := statements(t, c)-before-1, int(time.Since(start)/interval)
+				asked, intervals := sent()-before-1, int(time.Since(start)/interval)
 				t.Logf("%s: %d statements in %d intervals, on %d connections", f.what(), asked, intervals, p.Stats().Conns)
 				// One asks about all; a session that was not asked over for three
 				// intervals is asked itself.
@@ -755,7 +907,11 @@ func TestPoolLeaseHangs(t *testing.T) {
 			// The server counts in whole seconds: the moment within one matters.
 			for _, phase := range []int{0, 500000, 960000, 980000, 990000} {
 				waitFor(t, "a moment of the server's second", func() bool {
-					d := ask[int](t, f.direct, "SELECT MICROSECOND(NOW(6))") - phase
+					now := "SELECT MICROSECOND(NOW(6))"
+					if f.isPG() {
+						now = "SELECT extract(microsecond FROM clock_timestamp())::int%1000000"
+					}
+					d := ask[int](t, f.direct, now) - phase
 					return d >= 0 && d < 4000
 				})
 				h := f.held(p, fmt.Sprintf("hangs-%d", phase), nil, sqllock.TTL(time.Second))
@@ -809,7 +965,7 @@ func TestPoolLeaseRowRemoved(t *testing.T) {
 			p := f.pool(f.open(), interval, oneShared)
 			bystanders = append(bystanders, f.many(p, 3, sqllock.TTL(time.Hour))...)
 			victim := f.held(p, "removed", nil, opts...)
-			do(t, f.direct, "DELETE FROM shared_locks WHERE name=?", victim.name)
+			do(t, f.direct, "DELETE FROM shared_locks WHERE name='"+victim.name+"'")
 			victims, others = append(victims, victim), append(others, f.pool(f.open(), time.Second))
 		}
 		for _, f := range all {
@@ -870,9 +1026,12 @@ func TestPoolKeepAliveThroughErrors(t *testing.T) {
 	const ttl = 4 * time.Second
 	onEachLossAtOnce(t, func(t *testing.T, all []*lossServer) {
 		silent, locked := all[0], all[1]
+		if silent.isPG() {
+			t.Skip("statements wait for a locked table for as long as the TTL, whatever the session's settings")
+		}
 		n := silent.net()
 		failed := make(chan error, 100)
-		impatient := locked.open(func(c *mysql.Config) { c.Params = map[string]string{"lock_wait_timeout": "1"} })
+		impatient := locked.openWith("", map[string]string{"lock_wait_timeout": "1"})
 		watched := locked.locker(sqllock.WithObserver(func(e sqllock.Event) {
 			if e.Kind == sqllock.Extended && e.Err != nil {
 				failed <- e.Err
@@ -926,7 +1085,11 @@ func TestPoolKeepAliveInUse(t *testing.T) {
 		rows := f.held(p, "rows", busy, lasting...)
 		slow := f.hold(p, lockName("slow"), func(ctx context.Context, l *sqllock.Lock, wait func()) error {
 			return l.Use(func(c *sql.Conn) error {
-				_, err := c.ExecContext(context.WithoutCancel(ctx), "DO SLEEP(3)")
+				sleep := "DO SLEEP(3)"
+				if f.isPG() {
+					sleep = "SELECT pg_sleep(3)"
+				}
+				_, err := c.ExecContext(context.WithoutCancel(ctx), sleep)
 				wait()
 				return err
 			})
@@ -976,15 +1139,20 @@ func TestPoolKeepAliveReleased(t *testing.T) {
 // session has the id of an old one and its locks.
 func TestPoolServerRestart(t *testing.T) {
 	t.Parallel()
-	for _, kind := range testdb.Kinds() {
+	for _, kind := range append(testdb.Kinds(), testdb.Postgres) {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
-			s := durable(t, kind)
+			var s *testdb.Server
+			if kind == testdb.Postgres {
+				s = private(t, kind)
+			} else {
+				s = durable(t, kind)
+			}
 			var idle, inUse []*lossHold
 			var all []*lossServer
 			var pools []*sqllock.Pool
 			var nets []*lossNet
-			for _, engine := range []string{"", "MyISAM"} {
+			for _, engine := range lossEngines(kind, "", "MyISAM") {
 				f := newLossServer(t, s, engine)
 				for range 20 {
 					_ = conn(t, f.direct) // so that the ids that follow come again
@@ -997,7 +1165,7 @@ func TestPoolServerRestart(t *testing.T) {
 				all, pools, nets = append(all, f), append(pools, p), append(nets, n)
 			}
 			waitFor(t, "another second than the one in which the server started", func() bool {
-				return ask[bool](t, all[0].direct, "SELECT UNIX_TIMESTAMP()>((UUID_SHORT()>>24)&0xFFFFFFFF)+1")
+				return kind == testdb.Postgres || ask[bool](t, all[0].direct, "SELECT UNIX_TIMESTAMP()>((UUID_SHORT()>>24)&0xFFFFFFFF)+1")
 			})
 			for i, f := range all { // which the watch has hardly had the time to ask about
 				f.looks(1)
@@ -1012,7 +1180,13 @@ func TestPoolServerRestart(t *testing.T) {
 			if err := s.Crash(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			impersonate(t, s, ids)
+			if kind == testdb.Postgres {
+				for _, f := range all {
+					impersonatePG(t, f, ids)
+				}
+			} else {
+				impersonate(t, s, ids)
+			}
 			for _, n := range nets {
 				if err := n.Start(); err != nil {
 					t.Fatal(err)
@@ -1040,5 +1214,23 @@ func impersonate(t *testing.T, s *testdb.Server, ids map[int64][]*lossHold) {
 			acquire(t, h.f.locker(), c, h.name)
 		}
 		delete(ids, id)
+	}
+}
+
+// impersonatePG has other sessions acquire the locks, which the watch then asks about
+// as if they had the ids of those before: the server takes ids from the system, in
+// whatever order.
+func impersonatePG(t *testing.T, f *lossServer, ids map[int64][]*lossHold) {
+	t.Helper()
+	db := f.open()
+	for id, all := range ids {
+		if all[0].f.schema != f.schema {
+			continue
+		}
+		c := conn(t, db)
+		for _, h := range all {
+			acquire(t, f.locker(), c, h.name)
+		}
+		f.others.Store(id, ask[int64](t, c, "SELECT pg_backend_pid()"))
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
+	"github.com/sqllock/go-sqllock/pgadvisory"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
 	"github.com/sqllock/go-sqllock/txguard"
@@ -25,7 +26,12 @@ import (
 // pool makes one over its own *sql.DB, as a process of its own has it.
 func pool(tb testing.TB, db *sql.DB, b sqllock.Backend, opts ...sqllock.PoolOption) *sqllock.Pool {
 	tb.Helper()
-	p := sqllock.NewPool(db, sqllock.New(b), opts...)
+	return poolOf(tb, db, sqllock.New(b), opts...)
+}
+
+func poolOf(tb testing.TB, db *sql.DB, k *sqllock.Locker, opts ...sqllock.PoolOption) *sqllock.Pool {
+	tb.Helper()
+	p := sqllock.NewPool(db, k, opts...)
 	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), 30*time.Second)
 		defer cancel()
@@ -55,13 +61,15 @@ func onEachBackend(t *testing.T, test func(t *testing.T, b func() sqllock.Backen
 			run(engine, lockTable(t, s, engine), func() sqllock.Backend { return table.New(time.Minute) })
 		}
 	})
+	onEachPG(t, func(c *pgCase) { test(c.T, c.backend, func() *sql.DB { return c.open() }) })
 }
 
-// slow skips what takes long on InnoDB, where MyISAM shows the same of the Pool.
+// slow skips what takes long on tables with transactions, where others show the same of
+// the Pool.
 func slow(t *testing.T) {
 	t.Helper()
-	if strings.HasSuffix(t.Name(), "InnoDB") {
-		t.Skip("played on MyISAM")
+	if strings.HasSuffix(t.Name(), "InnoDB") || strings.HasSuffix(t.Name(), "pgtable") {
+		t.Skip("played on MyISAM, and with pgadvisory")
 	}
 }
 
@@ -249,12 +257,13 @@ func TestPoolManyNames(t *testing.T) {
 }
 
 // TestPoolLeavesOthersTheirTurn: two processes with a hundred goroutines each on one
-// name share it, though each hands it on within itself.
+// name take turns at it, though each hands it on within itself.
 func TestPoolLeavesOthersTheirTurn(t *testing.T) {
+	const turns, most = 10, 30000 // a process can have no more than a hundred and one at a time
 	onEachBackend(t, func(t *testing.T, b func() sqllock.Backend, open func() *sql.DB) {
 		slow(t)
 		name := lockName("turns")
-		var order []int
+		last, changes, functions := -1, 0, 0
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		var wg sync.WaitGroup
@@ -264,7 +273,11 @@ func TestPoolLeavesOthersTheirTurn(t *testing.T) {
 				wg.Go(func() {
 					for ctx.Err() == nil {
 						err := p.Do(ctx, name, func(context.Context, *sqllock.Lock) error {
-							if order = append(order, process); len(order) == 3000 {
+							functions++
+							if process != last {
+								last, changes = process, changes+1
+							}
+							if changes == turns || functions == most {
 								stop()
 							}
 							return nil
@@ -277,22 +290,9 @@ func TestPoolLeavesOthersTheirTurn(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		// The first of them to come had it alone for a while.
-		first := 0
-		for first < len(order) && order[first] == order[0] {
-			first++
-		}
-		run, longest, turns := 0, 0, 0
-		for i, process := range order[first:] {
-			if i > 0 && process != order[first+i-1] {
-				run, turns = 0, turns+1
-			}
-			run++
-			longest = max(longest, run)
-		}
-		t.Logf("%d turns, the longest with %d functions", turns, longest)
-		if turns < 10 {
-			t.Errorf("after the first %d functions the processes changed %d times in %d, the longest turn was %d", first, turns, len(order), longest)
+		t.Logf("%d turns of %d functions", changes, functions)
+		if changes < turns {
+			t.Errorf("the processes changed %d times in %d functions, want %d", changes, functions, turns)
 		}
 	})
 }
@@ -371,10 +371,16 @@ func TestPoolSeveralNames(t *testing.T) {
 // TestPoolTooSmall: too few connections are an error or an event that says so, and
 // nobody waits without a word.
 func TestPoolTooSmall(t *testing.T) {
-	onEach(t, func(t *testing.T, s *testdb.Server) {
-		db := open(t, s)
+	onEachWithPG(t, func(t *testing.T, s *testdb.Server) {
+		var db *sql.DB
+		var b sqllock.Backend
+		if s.Kind == testdb.Postgres {
+			db, b = openPG(t, s), pgadvisory.New()
+		} else {
+			db, b = open(t, s), mysqlnamed.New()
+		}
 		starved := make(chan error, 10)
-		k := sqllock.New(mysqlnamed.New(), sqllock.WithObserver(func(e sqllock.Event) {
+		k := sqllock.New(b, sqllock.WithObserver(func(e sqllock.Event) {
 			if e.Kind == sqllock.Starved {
 				starved <- e.Err
 			}

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"reflect"
@@ -19,6 +21,10 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/sqllock/go-sqllock/migrations"
+	"github.com/sqllock/go-sqllock/pgtable"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
 
@@ -37,8 +43,43 @@ func TestStorm(t *testing.T) {
 			}
 			t.Run(engine, func(t *testing.T) { faultyStorm(t, s, engine) })
 		}
-		t.Run("without the lock", func(t *testing.T) { unlockedStorm(t, s) })
+		t.Run("without the lock", func(t *testing.T) { unlockedStorm(t, s, "MyISAM") })
 	})
+	t.Run("postgres", func(t *testing.T) {
+		s := postgres(t)
+		faultyStorm(t, s, "")
+		t.Run("without the lock", func(t *testing.T) { unlockedStorm(t, s, "") })
+	})
+}
+
+// stormBackend is the one of the server, helped by a pool.
+func stormBackend(kind testdb.Kind, pool *sql.DB) sqllock.Backend {
+	if kind == testdb.Postgres {
+		return pgtable.New(time.Second, pgtable.WithPool(pool))
+	}
+	return table.New(time.Second, table.WithPool(pool))
+}
+
+// stormDatabase is a database with a lock table, and its DSN for other processes.
+func stormDatabase(t *testing.T, s *testdb.Server, engine string) (db *sql.DB, dsn string) {
+	t.Helper()
+	if s.Kind == testdb.Postgres {
+		db = pgDatabase(t, s, func(c *pgx.ConnConfig) {
+			u := url.URL{Scheme: "postgres", User: url.UserPassword(c.User, c.Password), Host: net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), Path: c.Database}
+			dsn = u.String()
+		})
+		if err := migrations.Up(t.Context(), db, migrations.Postgres()); err != nil {
+			t.Fatal(err)
+		}
+		return db, dsn
+	}
+	db = lockTable(t, s, engine)
+	cfg, err := mysql.ParseDSN(s.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.DBName = database(t, db)
+	return db, cfg.FormatDSN()
 }
 
 func faultyStorm(t *testing.T, s *testdb.Server, engine string) {
@@ -59,10 +100,10 @@ func faultyStorm(t *testing.T, s *testdb.Server, engine string) {
 }
 
 // unlockedStorm is the control: without the lock, updates get lost.
-func unlockedStorm(t *testing.T, s *testdb.Server) {
+func unlockedStorm(t *testing.T, s *testdb.Server, engine string) {
 	const processes, rounds = 8, 25
 	for try := 1; try <= 10; try++ {
-		st := newStorm(t, s, "MyISAM", processes, stormJob{Rounds: rounds})
+		st := newStorm(t, s, engine, processes, stormJob{Rounds: rounds})
 		st.start()
 		st.await()
 		for _, p := range st.processes {
@@ -85,6 +126,7 @@ const (
 
 // stormJob is what a process is to do, and stormReport what it says it has done.
 type stormJob struct {
+	Kind   testdb.Kind
 	DSN    string
 	Rounds int
 	Lock   bool
@@ -129,24 +171,19 @@ type storm struct {
 // newStorm starts the processes, which then wait for start.
 func newStorm(t *testing.T, s *testdb.Server, engine string, processes int, job stormJob) *storm {
 	t.Helper()
-	db := lockTable(t, s, engine)
+	db, dsn := stormDatabase(t, s, engine)
 	runSQL(
 		t, db,
-		"CREATE TABLE work (n bigint NOT NULL) ENGINE=InnoDB",
+		"CREATE TABLE work (n bigint NOT NULL)",
 		"INSERT INTO work VALUES (0)",
-		"CREATE TABLE journal (n bigint NOT NULL PRIMARY KEY, pid bigint NOT NULL, token bigint NOT NULL) ENGINE=InnoDB",
+		"CREATE TABLE journal (n bigint NOT NULL PRIMARY KEY, pid bigint NOT NULL, token bigint NOT NULL)",
 	)
-	cfg, err := mysql.ParseDSN(s.DSN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.DBName = database(t, db)
-	job.DSN = cfg.FormatDSN()
+	job.Kind, job.DSN = s.Kind, dsn
 	text, err := json.Marshal(job)
 	if err != nil {
 		t.Fatal(err)
 	}
-	st := &storm{t: t, db: db, locker: sqllock.New(table.New(time.Second))}
+	st := &storm{t: t, db: db, locker: sqllock.New(stormBackend(s.Kind, db))}
 	for range processes {
 		st.processes = append(st.processes, spawn(t, string(text)))
 	}
@@ -266,7 +303,7 @@ func (st *storm) freeze(what string) (frozen *stormProcess) {
 			return false
 		}
 		now, _ := st.holder()
-		if now.Token != before.Token || now.State != "Sleep" {
+		if now.Token != before.Token || now.State != "Sleep" && !strings.HasPrefix(now.State, "idle") {
 			st.resume(p)
 			return false
 		}
@@ -447,7 +484,7 @@ func TestStormProcess(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &job); err != nil {
 		t.Fatal(err)
 	}
-	db, err := testdb.OpenDB(job.DSN, nil)
+	db, err := job.open()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -455,8 +492,11 @@ func TestStormProcess(t *testing.T) {
 	if err := db.PingContext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w := &stormWorker{db: db, pid: os.Getpid()}
-	w.locker = sqllock.New(table.New(time.Second, table.WithPool(db)), onHolders(func(e sqllock.Event) {
+	w := &stormWorker{db: db, pid: os.Getpid(), insert: "INSERT IGNORE INTO journal (n,pid,token) VALUES (%d,%d,%d)"}
+	if job.Kind == testdb.Postgres {
+		w.insert = "INSERT INTO journal (n,pid,token) VALUES (%d,%d,%d) ON CONFLICT DO NOTHING"
+	}
+	w.locker = sqllock.New(stormBackend(job.Kind, db), onHolders(func(e sqllock.Event) {
 		w.report.From = append(w.report.From, e.Holder.Process)
 	}))
 	round := w.unlocked
@@ -473,8 +513,16 @@ func TestStormProcess(t *testing.T) {
 	}
 }
 
+func (job stormJob) open() (*sql.DB, error) {
+	if job.Kind == testdb.Postgres {
+		return testdb.OpenPostgres(job.DSN, nil)
+	}
+	return testdb.OpenDB(job.DSN, nil)
+}
+
 // stormWorker is the inside of a process.
 type stormWorker struct {
+	insert string // into the journal, where the number may be there
 	db     *sql.DB
 	locker *sqllock.Locker
 	pid    int
@@ -519,7 +567,11 @@ func (w *stormWorker) locked(ctx context.Context) {
 // number is already in the journal.
 func refusedByServer(err error) bool {
 	var answer *mysql.MySQLError
-	return errors.As(err, &answer) && !slices.Contains([]uint16{1317, 1927, 3169}, answer.Number)
+	if errors.As(err, &answer) {
+		return !slices.Contains([]uint16{1317, 1927, 3169}, answer.Number)
+	}
+	var other *pgconn.PgError
+	return errors.As(err, &other) && other.Severity != "FATAL"
 }
 
 func (w *stormWorker) transaction(ctx context.Context, conn *sql.Conn, token int64) error {
@@ -528,7 +580,7 @@ func (w *stormWorker) transaction(ctx context.Context, conn *sql.Conn, token int
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer tx.Rollback() //nolint:errcheck // after a commit there is nothing to do
-	if err := w.count(ctx, tx, "INSERT", token); err != nil {
+	if err := w.count(ctx, tx, "INSERT INTO journal (n,pid,token) VALUES (%d,%d,%d)", token); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
@@ -541,7 +593,7 @@ func (w *stormWorker) transaction(ctx context.Context, conn *sql.Conn, token int
 
 // unlocked is a round without lock and transaction.
 func (w *stormWorker) unlocked(ctx context.Context) {
-	if err := w.count(ctx, w.db, "INSERT IGNORE", 0); err != nil {
+	if err := w.count(ctx, w.db, w.insert, 0); err != nil {
 		w.unexpected("round", err)
 		return
 	}
@@ -562,7 +614,7 @@ func (w *stormWorker) count(ctx context.Context, q interface {
 	if _, err := q.ExecContext(ctx, fmt.Sprintf("UPDATE work SET n=%d", n+1)); err != nil {
 		return fmt.Errorf("update: %w", err)
 	}
-	if _, err := q.ExecContext(ctx, fmt.Sprintf("%s INTO journal (n,pid,token) VALUES (%d,%d,%d)", insert, n+1, w.pid, token)); err != nil {
+	if _, err := q.ExecContext(ctx, fmt.Sprintf(insert, n+1, w.pid, token)); err != nil {
 		return fmt.Errorf("insert: %w", err)
 	}
 	return nil

@@ -86,7 +86,6 @@ func fatal(code string) reply   { return reply{code: code, severity: "FATAL"} }
 func admitted() reply {
 	return row("PostgreSQL 15.8 on x86_64-pc-linux-gnu", "7", "f", "1700000000000000")
 }
-func states(texts ...any) reply  { return row(texts...) }
 func failedTx(code string) reply { return reply{code: code, then: 'E'} }
 func memory() reply              { return reply{code: "53200", message: "out of shared memory"} }
 func (r reply) text(i int) []byte {
@@ -347,17 +346,20 @@ func TestLook(t *testing.T) {
 		{"PostgreSQL 9.6", param{"server_version", "9.6.24"}, map[string]reply{look: row("PostgreSQL 9.6.24 on x86_64", "7", "f", "1")}, 0, sqllock.ErrUnsupported, "hashtextextended"},
 		{"PostgreSQL 10", param{"server_version", "10.23"}, map[string]reply{look: row("PostgreSQL 10.23 on x86_64", "7", "f", "1")}, 0, sqllock.ErrUnsupported, "hashtextextended"},
 		{
-			"CockroachDB that can't answer", param{"crdb_version", "CockroachDB CCL v23.1.11", "server_version", "13.0.0"},
+			"CockroachDB that can't answer",
+			param{"crdb_version", "CockroachDB CCL v23.1.11", "server_version", "13.0.0"},
 			map[string]reply{look: failure("42883"), version: row("CockroachDB CCL v23.1.11")},
 			0, sqllock.ErrUnsupported, "CockroachDB",
 		},
 		{
-			"CockroachDB that knows not even its version", param{"crdb_version", "CockroachDB CCL v23.1.11", "server_version", "13.0.0"},
+			"CockroachDB that knows not even its version",
+			param{"crdb_version", "CockroachDB CCL v23.1.11", "server_version", "13.0.0"},
 			map[string]reply{look: failure("42883"), version: failure("42883")},
 			0, sqllock.ErrUnsupported, "CockroachDB",
 		},
 		{
-			"CockroachDB that calls itself PostgreSQL", param{"crdb_version", "CockroachDB CCL v23.1.11", "server_version", "13.0.0"},
+			"CockroachDB that calls itself PostgreSQL",
+			param{"crdb_version", "CockroachDB CCL v23.1.11", "server_version", "13.0.0"},
 			map[string]reply{look: row("PostgreSQL 13.0.0 on x86_64", "7", "f", "1")},
 			0, sqllock.ErrUnsupported, "pgadvisory.Allow(pgadvisory.Lookalike)",
 		},
@@ -393,11 +395,10 @@ func TestLook(t *testing.T) {
 			}
 			b := pgadvisory.New(pgadvisory.Allow(test.allow))
 			g, err := b.Acquire(t.Context(), s.conn, sqllock.Request{Key: "job"})
-			switch {
-			case test.want == nil:
-				wantError(t, err)
-			default:
+			if test.want != nil {
 				wantError(t, err, test.want)
+			} else {
+				wantError(t, err)
 			}
 			if err != nil && !strings.Contains(err.Error(), test.text) {
 				t.Errorf("got %v, want one that names %s", err, test.text)
@@ -672,38 +673,38 @@ func TestForeignGrant(t *testing.T) {
 // TestSilence: each statement has a bound of its own, and the end of it is the session's.
 func TestSilence(t *testing.T) {
 	const limit = 8 * time.Second
-	for name, run := range map[string]func(t *testing.T, s *server) (err error, want []error){
-		"look": func(t *testing.T, s *server) (error, []error) {
+	for name, run := range map[string]func(t *testing.T, s *server) (want []error, err error){
+		"look": func(t *testing.T, s *server) ([]error, error) {
 			s.on(look, reply{silent: true})
 			_, err := pgadvisory.New().Acquire(t.Context(), s.conn, sqllock.Request{Key: "job"})
-			return err, []error{sqllock.ErrSessionGone}
+			return []error{sqllock.ErrSessionGone}, err
 		},
-		"try": func(t *testing.T, s *server) (error, []error) {
+		"try": func(t *testing.T, s *server) ([]error, error) {
 			s.on(look, admitted()).on(try, reply{silent: true})
 			_, err := pgadvisory.New().Acquire(t.Context(), s.conn, sqllock.Request{Key: "job"})
-			return err, []error{sqllock.ErrSessionGone}
+			return []error{sqllock.ErrSessionGone}, err
 		},
-		"wait": func(t *testing.T, s *server) (error, []error) {
+		"wait": func(t *testing.T, s *server) ([]error, error) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			s.on(look, admitted()).on(try, row("f")).on(wait, reply{silent: true})
 			_, err := pgadvisory.New().Acquire(ctx, s.conn, sqllock.Request{Key: "job", Wait: true})
-			return err, []error{sqllock.ErrSessionGone}
+			return []error{sqllock.ErrSessionGone}, err
 		},
-		"let go": func(t *testing.T, s *server) (error, []error) {
+		"let go": func(t *testing.T, s *server) ([]error, error) {
 			s.on(look, admitted()).on(try, row("f")).on(wait, failure("57014")).on(letGo, reply{silent: true})
 			_, err := pgadvisory.New().Acquire(t.Context(), s.conn, sqllock.Request{Key: "job", Wait: true})
-			return err, []error{sqllock.ErrSessionGone}
+			return []error{sqllock.ErrSessionGone}, err
 		},
-		"check": func(t *testing.T, s *server) (error, []error) {
+		"check": func(t *testing.T, s *server) ([]error, error) {
 			g := grant(t, s)
 			s.on(check, reply{silent: true})
-			return pgadvisory.New().Check(t.Context(), s.conn, g), []error{sqllock.ErrLost, sqllock.ErrSessionGone}
+			return []error{sqllock.ErrLost, sqllock.ErrSessionGone}, pgadvisory.New().Check(t.Context(), s.conn, g)
 		},
-		"release": func(t *testing.T, s *server) (error, []error) {
+		"release": func(t *testing.T, s *server) ([]error, error) {
 			g := grant(t, s)
 			s.on(release, reply{silent: true})
-			return pgadvisory.New().Release(t.Context(), s.conn, g), []error{sqllock.ErrSessionGone}
+			return []error{sqllock.ErrSessionGone}, pgadvisory.New().Release(t.Context(), s.conn, g)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -711,7 +712,7 @@ func TestSilence(t *testing.T) {
 				s := newServer(t)
 				defer s.end()
 				start := time.Now()
-				err, want := run(t, s)
+				want, err := run(t, s)
 				wantError(t, err, want...)
 				if took := time.Since(start); took < 5*time.Second || took > limit {
 					t.Errorf("it took %v", took)
@@ -728,7 +729,8 @@ func TestCancelRequests(t *testing.T) {
 		ended := make(chan struct{})
 		n := 0
 		s.onCancel = func() {
-			if n++; n == 3 { // those before are as ones that come before the statement
+			n++
+			if n == 3 { // those before are as ones that come before the statement
 				close(ended)
 			}
 		}

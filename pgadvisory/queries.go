@@ -121,7 +121,7 @@ func holderQuery(key string) string { return who(key) + oldest }
 // breakQuery ends who holds the lock, and answers as holderQuery, and with the ids of all
 // whom it has told to end.
 func breakQuery(key string) string {
-	return "WITH h AS MATERIALIZED (" + who(key) + "), told AS MATERIALIZED (SELECT *,pg_terminate_backend(pid) AS told FROM h)" +
+	return "WITH h AS MATERIALIZED (" + who(key) + "), told AS MATERIALIZED (SELECT pid,usename,host,datname,state,application_name,since,pg_terminate_backend(pid) AS told FROM h)" +
 		" SELECT pid,usename,host,datname,state,application_name,since,coalesce((SELECT string_agg(pid::text,',') FROM told WHERE told),'') FROM told" + oldest
 }
 

@@ -3,13 +3,11 @@ package txguard
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"sync"
 
 	"github.com/sqllock/go-sqllock/internal/session"
-	"github.com/sqllock/go-sqllock/internal/userlock"
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -46,6 +44,7 @@ func (w *work) attempt(ctx context.Context) (e *OutcomeError) {
 
 // transaction is the life of one.
 func (w *work) transaction(ctx context.Context) *OutcomeError {
+	w.server = dialectOf(w.conn)
 	tx, err := w.begin(ctx)
 	if err != nil {
 		return w.fail(ErrNotBegun, err)
@@ -61,7 +60,7 @@ func (w *work) transaction(ctx context.Context) *OutcomeError {
 	err = w.fn(fnCtx, tx)
 	returned = true
 	if err != nil {
-		return w.undo(ctx, tx, w.endedEarly(ctx, err), fmt.Errorf("the function returned: %w", err))
+		return w.undo(ctx, tx, w.server.endedEarly(ctx, w.conn, err), fmt.Errorf("the function returned: %w", err))
 	}
 	return w.commit(ctx, tx)
 }
@@ -73,34 +72,24 @@ func (w *work) begin(ctx context.Context) (*sql.Tx, error) {
 	if err := w.vacant(ctx); err != nil {
 		return nil, err
 	}
-	return w.conn.BeginTx(context.WithoutCancel(ctx), w.tx)
+	tx, err := w.conn.BeginTx(context.WithoutCancel(ctx), w.tx)
+	if err == nil {
+		return tx, nil
+	}
+	err = w.server.notBegun(w.conn, err)
+	if errors.Is(err, sqllock.ErrSessionGone) {
+		err = w.lost(ctx, err)
+	}
+	return nil, err
 }
 
-// vacant returns an error unless the session is alive, in no transaction, and
-// notices when a later one ends. What the driver says of an open one may be of before
-// an error.
+// vacant returns an error unless a transaction can be begun on the session.
 func (w *work) vacant(ctx context.Context) error {
-	var st userlock.Status
-	err := userlock.Use(w.conn, func(s *session.Session) (err error) {
-		if err := s.Alive(ctx); err != nil {
-			return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, err)
-		}
-		now, known := userlock.Known(s)
-		if !known || now.Open {
-			now, err = userlock.Refresh(ctx, s)
-		}
-		st = now
+	err := w.server.vacant(ctx, w.conn)
+	if err == nil || errors.Is(err, sqllock.ErrInTransaction) || errors.Is(err, sqllock.ErrUnsupported) {
 		return err
-	})
-	switch {
-	case err != nil:
-		return w.lost(ctx, err)
-	case st.Open:
-		return fmt.Errorf("%w: end it first; it was left as it is", sqllock.ErrInTransaction)
-	case !st.Autocommit:
-		return fmt.Errorf("%w: autocommit is off on the session, so that a statement that commits implicitly could not be noticed; SET autocommit=1", sqllock.ErrUnsupported)
 	}
-	return nil
+	return w.lost(ctx, err)
 }
 
 // commit commits if the lock is held, and tells what became of the work.
@@ -116,7 +105,7 @@ func (w *work) commit(ctx context.Context, tx *sql.Tx) *OutcomeError {
 				return err
 			}
 		}
-		if err := w.stillOpen(ctx); err != nil { // of an answer that has just come
+		if err := w.server.stillOpen(ctx, w.conn); err != nil { // of an answer that has just come
 			return err
 		}
 		sent = true
@@ -128,9 +117,7 @@ func (w *work) commit(ctx context.Context, tx *sql.Tx) *OutcomeError {
 	case err != nil:
 		return w.unknown(ctx, evidence, err)
 	}
-	if st, known := w.known(); !known || st.Open { // another one, by completion_type
-		w.execute(ctx, "ROLLBACK AND NO CHAIN")
-	}
+	w.execute(ctx, w.server.chained(w.conn))
 	return nil
 }
 
@@ -142,76 +129,17 @@ func (w *work) mayCommit(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ended(ctx)
 	}
-	err := session.Use(w.conn, func(s *session.Session) error { return s.Idle() })
-	if errors.Is(err, session.ErrUnusable) {
-		return errOpenRows
-	}
-	if err != nil {
+	if err := w.server.idle(w.conn); err != nil {
 		return err
 	}
-	return w.stillOpen(ctx)
+	return w.server.stillOpen(ctx, w.conn)
 }
 
 var (
 	errPanic       = errors.New("the function did not return")
 	errEndedByFunc = errors.New("the function ended the Tx itself")
-	errEndedEarly  = errors.New("the transaction had been ended before its end, by a statement that commits implicitly, even one that failed, or by an error that rolls it back, such as a deadlock, and was not returned")
+	errEndedEarly  = errors.New("the transaction had been ended before its end")
 )
-
-// stillOpen returns errEndedEarly if the session, by its last answer that was no
-// error, is in no transaction any more, and another error if it can't be asked.
-func (w *work) stillOpen(ctx context.Context) error {
-	return session.Use(w.conn, func(s *session.Session) (err error) {
-		st, known := userlock.Known(s)
-		if !known {
-			st, err = userlock.AskStatus(ctx, s)
-		}
-		if err != nil {
-			return err
-		}
-		return early(st)
-	})
-}
-
-func early(st userlock.Status) error {
-	switch {
-	case !st.Open:
-		return errEndedEarly
-	case !st.Autocommit:
-		return fmt.Errorf("%w; autocommit was switched off", errEndedEarly)
-	}
-	return nil
-}
-
-// endedEarly is stillOpen for a transaction that is to be undone because of why,
-// which may be the error of the last statement. That statement may have committed
-// implicitly, so another answer is asked for. A deadlock has rolled back: the session
-// itself says whether that was its last statement's error, and it is followed by no
-// other answer unless the function has gone on. If the session is broken, the server
-// rolls back.
-func (w *work) endedEarly(ctx context.Context, why error) (found error) {
-	_ = session.Use(w.conn, func(s *session.Session) error {
-		st, known := userlock.Known(s)
-		if known && !st.Open {
-			found = errEndedEarly
-			return nil
-		}
-		rolledBack := false
-		if transient(why) {
-			last, err := userlock.LastError(ctx, s)
-			if err != nil {
-				return err
-			}
-			rolledBack = endsTransaction(last)
-		}
-		st, err := userlock.Refresh(ctx, s)
-		if err == nil && (st.Open || !rolledBack) {
-			found = early(st)
-		}
-		return err
-	})
-	return found
-}
 
 // refuse undoes a transaction whose function has succeeded.
 func (w *work) refuse(ctx context.Context, tx *sql.Tx, why error) *OutcomeError {
@@ -221,19 +149,23 @@ func (w *work) refuse(ctx context.Context, tx *sql.Tx, why error) *OutcomeError 
 	case errors.Is(why, sql.ErrTxDone):
 		return w.undo(ctx, tx, nil, nil)
 	}
-	return w.undo(ctx, tx, w.endedEarly(ctx, why), why)
+	e := w.undo(ctx, tx, w.server.endedEarly(ctx, w.conn, why), why)
+	if w.superseded != nil && e.Outcome == ErrRolledBack { //nolint:errorlint // that of this transaction
+		if err := w.superseded(ctx, why); err != nil {
+			e.Err = err
+		}
+	}
+	return e
 }
 
 // undo rolls back, and tells why, and whether there was anything to roll back: early
 // is that the transaction had ended before. why is nil if there is no other reason.
 func (w *work) undo(ctx context.Context, tx *sql.Tx, early, why error) *OutcomeError {
 	err := tx.Rollback()
-	st, known := w.known()
-	switch {
-	case err != nil && !errors.Is(err, sql.ErrTxDone):
+	if err != nil && !errors.Is(err, sql.ErrTxDone) {
 		_ = session.Close(w.conn) // what is closed already is what is wanted
-	case early != nil || !known || st.Open:
-		w.tidy(ctx)
+	} else {
+		w.execute(ctx, w.server.tidying(w.conn, early != nil))
 	}
 	if errors.Is(err, sql.ErrTxDone) {
 		early = errEndedByFunc
@@ -249,25 +181,10 @@ func (w *work) undo(ctx context.Context, tx *sql.Tx, early, why error) *OutcomeE
 	return w.fail(ErrRolledBack, why)
 }
 
-// known is what the driver knows of the session.
-func (w *work) known() (st userlock.Status, known bool) {
-	_ = session.Use(w.conn, func(s *session.Session) error {
-		st, known = userlock.Known(s)
-		return nil
-	})
-	return st, known
-}
-
-// tidy leaves the session in no transaction, with autocommit, and without tables that
-// the function has locked.
-func (w *work) tidy(ctx context.Context) {
-	w.execute(ctx, "ROLLBACK AND NO CHAIN", "UNLOCK TABLES", "SET autocommit=1")
-}
-
 // execute closes the session where a statement is not confirmed.
-func (w *work) execute(ctx context.Context, queries ...string) {
+func (w *work) execute(ctx context.Context, queries []string) {
 	for _, query := range queries {
-		if _, err := exec(ctx, w.conn, query); err != nil {
+		if err := w.server.execute(ctx, w.conn, query); err != nil {
 			_ = session.Close(w.conn)
 			return
 		}
@@ -286,9 +203,9 @@ func (w *work) lost(ctx context.Context, cause error) error {
 
 // unknown tells what became of a transaction whose COMMIT failed with err.
 func (w *work) unknown(ctx context.Context, evidence *Evidence, err error) *OutcomeError {
-	unsent := errors.Is(err, driver.ErrBadConn)
+	unsent := w.server.unsent(err)
 	err = fmt.Errorf("COMMIT: %w", err)
-	if transient(err) { // an answer, and it says so
+	if w.server.refused(w.conn, err) {
 		return w.fail(ErrRolledBack, err)
 	}
 	_ = session.Close(w.conn) // so that the server decides

@@ -2,8 +2,11 @@
 // that has lost its lock: through a pause, a KILL, a TTL that is over, or a broken
 // network. A guarded transaction commits only while the lock is held, and nobody
 // else is granted the lock, or, in the fenced form, admitted to the data, before it
-// has been decided. It works with every backend on the databases of package
-// mysqlnamed, MySQL and MariaDB, over github.com/go-sql-driver/mysql.
+// has been decided. It works with every backend on MySQL and MariaDB, over
+// github.com/go-sql-driver/mysql, and on PostgreSQL, over
+// github.com/jackc/pgx/v5/stdlib. Which of them it is, it sees by the driver of the
+// session; a driver that wraps pgx's needs a method Raw() driver.Conn. The lock and
+// the work of the fenced form may be on servers of different kinds.
 //
 // # Two forms
 //
@@ -30,6 +33,15 @@
 // autocommit is on; the driver keeps that, and asking it is no round trip. A driver
 // that wraps the one for MySQL hides it; then it is asked by SQL, two round trips each.
 //
+// On PostgreSQL the check gives back one of two references to the advisory lock, and takes it
+// again, which no session without the lock can; the note is an INSERT … ON CONFLICT
+// (name) DO UPDATE.
+//
+// The lock is acquired before the transaction begins, and so before it has a snapshot:
+// the function sees all that the holder before committed, under every isolation level. A
+// transaction that locks in its own first statement, as by pg_advisory_xact_lock, takes its
+// snapshot before it waits, and under REPEATABLE READ misses what was committed meanwhile.
+//
 // # Protocol: fenced
 //
 //	mint     for a lock without a token, once, on its session: SELECT … FOR UPDATE NOWAIT
@@ -42,6 +54,10 @@
 //	pass     UPDATE lock_fences SET … WHERE name = n AND token = ours
 //	commit   as above
 //
+// On PostgreSQL INSERT … ON CONFLICT takes the place of ON DUPLICATE KEY, and mint, raise
+// and Settle have transactions of their own, with READ COMMITTED, whatever the session's
+// default is. Mint waits there in statements of half a second.
+//
 // The pass locks the row until the transaction ends, and the raise of the next
 // holder waits for that lock, so what it reads afterwards has all that was committed
 // before, and who passes later finds its token and is refused. A plain SELECT of the
@@ -49,10 +65,15 @@
 // under every isolation level. A holder that hangs before its pass keeps nobody from
 // being admitted, unless by locks on the data.
 //
+// On PostgreSQL a transaction with REPEATABLE READ or SERIALIZABLE can't pass if the row
+// was written after its snapshot (40001). Where it was a later holder, that is
+// [sqllock.ErrLost]; where it was another transaction of the same holder, which ran beside
+// it, [Retries] does it again.
+//
 // # What can happen between two statements
 //
 //   - A transaction is open on the session before begin: refused, untouched
-//     ([ErrNotBegun], [sqllock.ErrInTransaction]). Not noticed if it was left open by
+//     ([ErrNotBegun], [sqllock.ErrInTransaction]). On MySQL not noticed if it was left open by
 //     the very last statement, and that failed: a CALL, as the only one.
 //   - ctx ends, or the handle learns that its lock has ended: the ctx of the function
 //     ends. If a statement with that ctx is running, the driver closes the
@@ -73,6 +94,10 @@
 //     the fence. It stops between check and COMMIT, and its session lives: it holds the
 //     lock, and others wait; if its TTL ends meanwhile, it is killed.
 //   - The process or its host dies: as a broken connection.
+//   - COMMIT is answered with an error that leaves the session alive: PostgreSQL has
+//     rolled back, because of a serialization failure (40001), a deferred constraint or
+//     the like, and the lock is kept ([ErrRolledBack]). An answer that ends the session,
+//     such as 57P01, is none: it may come after the commit.
 //   - COMMIT is sent and its answer does not come: all was committed, or nothing.
 //     The session is closed. Without evidence, that is the answer: [ErrUnknown]. With
 //     it, the row is read over the pool of the fence, under a lock for which the old
@@ -82,14 +107,17 @@
 //   - The transaction ends before its end: a statement that commits implicitly, COMMIT or
 //     ROLLBACK as a statement, Commit or Rollback of the Tx, a deadlock (1213) whose
 //     error the function keeps to itself, so that its next statements are committed one
-//     by one. [ErrUnguarded]. (The 1213 that MariaDB has for a cycle of GET_LOCKs, 3058
+//     by one. [ErrUnguarded]. On PostgreSQL nothing commits implicitly, and after an error
+//     nothing is committed at all: a statement that failed, whose error the function keeps
+//     to itself, is [ErrRolledBack]. (The 1213 that MariaDB has for a cycle of GET_LOCKs, 3058
 //     on MySQL, leaves the transaction open, and nothing is unguarded after that.)
 //
 // # Evidence
 //
 // A row of lock_fences keeps the ids of the last 64 commits under its name, and their
 // number; the evidence says which number its commit would have, and on which server and
-// database it was written. So it can be told whether a transaction is among them, or was not committed,
+// database it was written: by host name, port and schema on MySQL; on PostgreSQL by the
+// identifier of the cluster (pg_control_system), database and table. So it can be told whether a transaction is among them, or was not committed,
 // or that too many have come since. There is one row for a name for ever; [Fence.Sweep]
 // is for names that are made up as one goes.
 //
@@ -101,13 +129,17 @@
 //   - See START TRANSACTION, BEGIN, COMMIT AND CHAIN or ROLLBACK AND CHAIN sent as a
 //     statement by the function, or a procedure that leaves such a transaction open: it
 //     ends what was before, and looks the same afterwards. To notice would cost two
-//     round trips more. What comes after it is guarded.
+//     round trips more. What comes after it is guarded. (On PostgreSQL the first two
+//     change nothing in a transaction; COMMIT and BEGIN after it look like the others.)
 //   - Tell a deadlock inside of DDL, or of a procedure that commits, from one that
-//     rolls back.
-//   - Guard tables without transactions (MyISAM), whose changes stay, and XA: prepared
-//     work survives the end of its session, and must not be done in a function.
+//     rolls back, on MySQL.
+//   - Guard tables without transactions (MyISAM), whose changes stay, sequences, and XA or
+//     PREPARE TRANSACTION: prepared work survives the end of its session, and must not be
+//     done in a function.
 //   - Bound the wait for the answers to BEGIN, COMMIT and ROLLBACK, which database/sql
-//     sends: set readTimeout in the DSN (above five seconds) where networks fall silent.
+//     sends: where networks fall silent, set readTimeout in the DSN for MySQL (above five
+//     seconds). pgx has no such setting: give its ConnConfig a DialFunc whose connections
+//     have TCP_USER_TIMEOUT, or deadlines of their own.
 //   - Protect beyond one primary: after a fail-over to a replica that lacks the last
 //     commits, fence rows are as old as the rest of the data.
 //   - Fence off spellings: "Job" and "job" have a fence row each, and are one lock where

@@ -24,16 +24,17 @@ var (
 	// committed. The reason is matchable beside it: [sqllock.ErrLost],
 	// [sqllock.ErrNotHeld] if the lock was released meanwhile,
 	// [sqllock.ErrTTLTooShort], [sqllock.ErrUnknown] if the server could not be
-	// asked, the error of the ctx, or the error that the function returned. If the
-	// connection broke during a statement that commits implicitly, that has
+	// asked, the error of the ctx, the error that the function returned, or the server's
+	// answer to COMMIT. If, on MySQL and MariaDB, the connection broke during a statement that commits implicitly, that has
 	// committed, which can't be known then.
 	ErrRolledBack = errors.New("txguard: rolled back")
 
 	// ErrUnguarded: the transaction had ended before the lock was checked. What the
 	// function did until then, and maybe after, was committed or rolled back
-	// without the guard: it called Commit or Rollback of the Tx, or sent a statement
+	// without the guard: it called Commit or Rollback of the Tx, or sent COMMIT or
+	// ROLLBACK as a statement, or, on MySQL and MariaDB, one
 	// that commits implicitly (DDL and the like), or went on after a deadlock,
-	// which ends the transaction and leaves the following statements to be committed
+	// which ends the transaction there and leaves the following statements to be committed
 	// one by one. That is an error in the program, save for the deadlock: return
 	// the errors of statements.
 	ErrUnguarded = errors.New("txguard: not guarded")
@@ -69,5 +70,7 @@ var (
 	errLockNil     = errors.New("the lock is nil: acquire one, or use Do")
 	errLockerNil   = errors.New("the *sqllock.Locker is nil: make one by sqllock.New")
 	errFuncNil     = errors.New("the function is nil")
+	errLeftAsItIs  = fmt.Errorf("%w: end it first; it was left as it is", sqllock.ErrInTransaction)
+	errRowsBefore  = errors.New("rows of a query are open on the session: close them first")
 	errOpenRows    = errors.New("rows of a query are open on the session, or its connection is broken: close rows before the function returns")
 )

@@ -10,10 +10,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
-	"github.com/sqllock/go-sqllock/internal/session"
-	"github.com/sqllock/go-sqllock/internal/userlock"
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -39,11 +38,13 @@ const (
 // Fence is a table of fence rows, one for each name, in a database where work is
 // done: it keeps the holder of a lock from committing there once a later one has been
 // admitted, over whatever connection it works. The table is made by
-// migrations.Up(ctx, db, migrations.Fences()). A Fence is safe for concurrent use.
+// migrations.Up(ctx, db, migrations.Fences()), on PostgreSQL by
+// migrations.Up(ctx, db, migrations.Postgres(), migrations.Fences()). A Fence is safe for
+// concurrent use.
 type Fence struct {
-	db    *sql.DB
-	name  string // of the table
-	table string // quoted
+	db     *sql.DB
+	table  string                  // its name
+	server atomic.Pointer[dialect] // of db, once it has been found
 }
 
 // FenceOption configures a [Fence].
@@ -54,28 +55,43 @@ type fenceOption func(*Fence)
 func (o fenceOption) apply(f *Fence) { o(f) }
 
 // WithTable names the table in place of lock_fences, with or without a schema in
-// front: ASCII letters, digits, "_" and "$". It panics on any other name.
+// front: ASCII letters, digits, "_" and "$". It is quoted, so that on PostgreSQL
+// letter case counts. It panics on any other name.
 func WithTable(name string) FenceOption {
 	schema, table, qualified := strings.Cut(name, ".")
 	if schema == "" || strings.Trim(schema, alphabet) != "" || qualified && (table == "" || strings.Trim(table, alphabet) != "") {
 		panic(fmt.Sprintf("txguard: WithTable(%q): the name must be ASCII letters, digits, _ and $, with or without a schema and a dot in front", name))
 	}
-	return fenceOption(func(f *Fence) { f.name = name })
+	return fenceOption(func(f *Fence) { f.table = name })
 }
 
 // NewFence returns the fence in the database of db, which is the pool that fenced
-// work runs on, and whose sessions must have autocommit on. It sends nothing. It panics
-// if db is nil.
+// work runs on, and whose sessions must have autocommit on, where the server has that. It
+// sends nothing. It panics if db is nil.
 func NewFence(db *sql.DB, opts ...FenceOption) *Fence {
 	if db == nil {
 		panic("txguard: NewFence needs the *sql.DB of the database where the work is done")
 	}
-	f := &Fence{db: db, name: defaultTable}
+	f := &Fence{db: db, table: defaultTable}
 	for _, o := range opts {
 		o.apply(f)
 	}
-	f.table = "`" + strings.ReplaceAll(f.name, ".", "`.`") + "`"
 	return f
+}
+
+// dialect finds it by a connection of the pool, once.
+func (f *Fence) dialect(ctx context.Context) (dialect, error) {
+	if known := f.server.Load(); known != nil {
+		return *known, nil
+	}
+	conn, err := f.db.Conn(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoConn, err)
+	}
+	defer conn.Close() //nolint:errcheck // nothing was done on it
+	d := dialectOf(conn)
+	f.server.Store(&d)
+	return d, nil
 }
 
 // Fenced is the holder of a lock, admitted to a fence. It is safe for concurrent
@@ -90,7 +106,7 @@ type Fenced struct {
 // behind f. It waits, as long as ctx allows, for one that is about to commit. It
 // costs one write.
 //
-// A lock without a token of its own, as of mysqlnamed, gets one from the fence table
+// A lock without a token of its own, as of mysqlnamed and pgadvisory, gets one from the fence table
 // of the same name in the database of the lock's session, which costs a check and a
 // write more, and does not work in a transaction on that session. If the work is done
 // on another server, both have a table then.
@@ -113,7 +129,7 @@ func (f *Fence) Raise(ctx context.Context, lock *sqllock.Lock) (*Fenced, error) 
 	}
 	latest, err := f.raise(ctx, lock.Grant().Key, token)
 	if err != nil {
-		return fail(f.explain(err))
+		return fail(err)
 	}
 	if latest > token {
 		return fail(fmt.Errorf("%w: a later holder has been admitted, with token %d, and this one has %d", sqllock.ErrLost, latest, token))
@@ -132,64 +148,34 @@ func (f *Fence) mint(ctx context.Context, lock *sqllock.Lock) (token int64, err 
 		return 0, err
 	}
 	defer leave()
-	w := &work{lock: lock, conn: lock.Conn()}
+	w := &work{lock: lock, conn: lock.Conn(), server: dialectOf(lock.Conn())}
 	if err := w.vacant(ctx); err != nil {
 		return 0, fmt.Errorf("a token for the lock can't be made on its session: %w", err)
 	}
-	if err := f.unlocked(ctx, lock); err != nil {
-		return 0, err
-	}
-	err = lock.WhileHeld(ctx, lock.Conn(), 0, func() (err error) {
-		token, err = exec(ctx, lock.Conn(), f.mintQuery(lock.Grant().Key))
-		if errors.Is(err, sqllock.ErrSessionGone) {
-			return w.lost(ctx, err)
-		}
-		return f.explain(err)
+	return w.server.mint(ctx, w.conn, f.table, lock.Grant().Key, func(statement func() error) error {
+		return lock.WhileHeld(ctx, w.conn, 0, func() error {
+			err := statement()
+			if errors.Is(err, sqllock.ErrSessionGone) {
+				return w.lost(ctx, err)
+			}
+			return w.server.explain(f.table, err)
+		})
 	})
-	return token, err
 }
 
-// unlocked waits, without a statement that waits, until nobody has the row of the
-// lock: statements on the lock's session are given up after some seconds, and the
-// session with them.
-func (f *Fence) unlocked(ctx context.Context, lock *sqllock.Lock) error {
-	var token sql.NullInt64 // of no interest
-	for {
-		err := userlock.AskOver(ctx, lock.Conn(), f.peekQuery(lock.Grant().Key), &token)
-		switch userlock.Number(err) {
-		case 3572, // ER_LOCK_NOWAIT
-			1205, // the same on MariaDB
-			1213:
-		default:
-			return nil // what else there is, the next statement says
-		}
-		if wait(ctx, settlePause) != nil {
-			return fmt.Errorf("%w; somebody is about to commit: %w", ended(ctx), err)
-		}
-	}
-}
-
-// exec runs a statement on the session under conn, and returns its insert id.
-func exec(ctx context.Context, conn *sql.Conn, query string) (id int64, err error) {
-	err = userlock.Use(conn, func(s *session.Session) error {
-		res, err := userlock.Exec(ctx, s, query)
-		if err != nil {
-			return err
-		}
-		id, err = res.LastInsertId()
-		return err
-	})
-	return id, err
+// errBlocked is that ctx has ended while err kept a statement from being run.
+func errBlocked(ctx context.Context, err error) error {
+	return fmt.Errorf("%w; somebody is about to commit: %w", ended(ctx), err)
 }
 
 // raise returns the greatest token of key.
 func (f *Fence) raise(ctx context.Context, key string, token int64) (int64, error) {
 	for {
-		latest, err := f.raiseOnce(ctx, key, token)
+		latest, blocked, err := f.raiseOnce(ctx, key, token)
 		if err == nil || errors.Is(err, errNoConn) {
 			return latest, err
 		}
-		if ctx.Err() == nil && !blocked(err) {
+		if ctx.Err() == nil && !blocked {
 			return 0, err
 		}
 		if wait(ctx, settlePause) != nil {
@@ -201,28 +187,17 @@ func (f *Fence) raise(ctx context.Context, key string, token int64) (int64, erro
 // errNoConn is that the pool had no connection.
 var errNoConn = errors.New("no connection for the fence: all of the pool are in use, the lock's own perhaps among them, or the server can't be reached")
 
-func (f *Fence) raiseOnce(ctx context.Context, key string, token int64) (int64, error) {
+// raiseOnce reports besides whether somebody else's lock on the row has kept the
+// statement, which did nothing, from being run.
+func (f *Fence) raiseOnce(ctx context.Context, key string, token int64) (latest int64, blocked bool, err error) {
 	conn, err := f.db.Conn(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", errNoConn, err)
+		return 0, false, fmt.Errorf("%w: %w", errNoConn, err)
 	}
 	defer conn.Close() //nolint:errcheck // what was raised is raised
-	res, err := conn.ExecContext(ctx, f.raiseQuery(key, token))
-	if err != nil {
-		return 0, err
-	}
-	return res.LastInsertId()
-}
-
-// blocked reports whether somebody else's lock on a row has kept a statement, which
-// did nothing, from being run.
-func blocked(err error) bool {
-	switch userlock.Number(err) {
-	case 1205, // ER_LOCK_WAIT_TIMEOUT
-		1213: // ER_LOCK_DEADLOCK
-		return true
-	}
-	return false
+	d := dialectOf(conn)
+	latest, err = d.raise(ctx, conn, f.table, key, token)
+	return latest, d.blocked(err), d.explain(f.table, err)
 }
 
 // Token returns the fencing token, which grows with every holder of the name. What
@@ -250,7 +225,9 @@ func (f *Fenced) Run(ctx context.Context, fn Func, opts ...Option) error {
 		return fail(errors.New("a read-only transaction can't pass a fence, and needs none: it has nothing to commit"))
 	}
 	c.fence = f.fence
-	w := &work{config: c, lock: f.lock, fn: fn, over: f.lock.Conn(), write: f.pass}
+	w := &work{config: c, lock: f.lock, fn: fn, over: f.lock.Conn()}
+	w.write = func(ctx context.Context, conn *sql.Conn) (*Evidence, error) { return f.pass(ctx, w.server, conn) }
+	w.superseded = func(ctx context.Context, why error) error { return f.superseded(ctx, w.server, w.conn, why) }
 	if err := w.possible(ctx); err != nil {
 		return fail(err)
 	}
@@ -285,34 +262,37 @@ type Evidence struct {
 	Place uint32 // a number of server and database that it was written on
 }
 
-// evidence is what a statement with that id has written.
-func (f *Fence) evidence(ctx context.Context, conn *sql.Conn, key string, query func(id []byte) string) (*Evidence, error) {
-	e := &Evidence{Key: key, ID: newID()}
-	n, err := exec(ctx, conn, query(e.ID))
-	e.Seq, e.Place = int64(uint64(n)>>32), uint32(uint64(n)) //nolint:gosec // two halves
-	return e, f.explain(err)
-}
-
-// newID returns a random id.
-func newID() []byte {
-	id := make([]byte, idSize)
-	_, _ = rand.Read(id) // never fails
-	return id
+// evidence is what write has written with a new id.
+func (f *Fence) evidence(d dialect, key string, write func(id []byte) (seq int64, place uint32, err error)) (*Evidence, error) {
+	e := &Evidence{Key: key, ID: make([]byte, idSize)}
+	_, _ = rand.Read(e.ID) // never fails
+	var err error
+	e.Seq, e.Place, err = write(e.ID)
+	return e, d.explain(f.table, err)
 }
 
 // note writes evidence on the session of the lock.
-func (f *Fence) note(ctx context.Context, conn *sql.Conn, key string) (*Evidence, error) {
-	return f.evidence(ctx, conn, key, func(id []byte) string { return f.noteQuery(key, id) })
+func (f *Fence) note(ctx context.Context, d dialect, conn *sql.Conn, key string) (*Evidence, error) {
+	return f.evidence(d, key, func(id []byte) (int64, uint32, error) { return d.note(ctx, conn, f.table, key, id) })
 }
 
 // pass writes evidence if the fence lets the transaction pass.
-func (f *Fenced) pass(ctx context.Context, conn *sql.Conn) (*Evidence, error) {
-	key := f.lock.Grant().Key
-	e, err := f.fence.evidence(ctx, conn, key, func(id []byte) string { return f.fence.passQuery(key, f.token, id) })
+func (f *Fenced) pass(ctx context.Context, d dialect, conn *sql.Conn) (*Evidence, error) {
+	key, table := f.lock.Grant().Key, f.fence.table
+	e, err := f.fence.evidence(d, key, func(id []byte) (int64, uint32, error) { return d.pass(ctx, conn, table, key, f.token, id) })
 	if err == nil && e.Seq == 0 {
-		err = fmt.Errorf("%w: a later holder than that of token %d has been admitted to %s, or its row was removed", sqllock.ErrLost, f.token, f.fence.name)
+		err = fmt.Errorf("%w: a later holder than that of token %d has been admitted to %s, or its row was removed", sqllock.ErrLost, f.token, table)
 	}
 	return e, err
+}
+
+// superseded returns an error if a later holder is why a transaction did not pass.
+func (f *Fenced) superseded(ctx context.Context, d dialect, conn *sql.Conn, why error) error {
+	latest, known := d.superseded(ctx, conn, f.fence.table, f.lock.Grant().Key, why)
+	if !known || latest <= f.token {
+		return nil
+	}
+	return fmt.Errorf("%w: a later holder has been admitted to %s, with token %d, and this one has %d (%v)", sqllock.ErrLost, f.fence.table, latest, f.token, why) //nolint:errorlint // it is not to be tried again
 }
 
 // Settle tells whether the transaction of e was committed. It waits, as long as
@@ -349,33 +329,22 @@ func (f *Fence) settle(ctx context.Context, e Evidence) (committed bool, err err
 // errForgotten is that the row does not say.
 var errForgotten = errors.New("it can't be told any more")
 
-// look reads the row of e under its lock, for which a transaction that has written
-// it makes everybody wait until it is decided. A read without one might be of the
-// moment before.
+// look tells by the row of e, once no transaction that has written it is undecided.
 func (f *Fence) look(ctx context.Context, e Evidence) (bool, error) {
-	tx, err := f.db.BeginTx(ctx, nil)
+	d, err := f.dialect(ctx)
 	if err != nil {
 		return false, err
 	}
-	defer tx.Rollback() //nolint:errcheck // nothing was written
-	var seq int64
-	var place uint32
-	var commits []byte
-	err = tx.QueryRowContext(ctx, f.lookQuery(e.Key)).Scan(&seq, &commits, &place)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = tx.QueryRowContext(ctx, "SELECT "+f.place()+" p").Scan(&place)
-	}
+	seq, commits, place, err := d.look(ctx, f.db, f.table, e.Key)
 	switch {
 	case err != nil:
+		return false, d.explain(f.table, err)
 	case place != e.Place:
 		return false, fmt.Errorf("%w: the evidence was written on another server or database than the pool of the fence leads to", errForgotten)
 	case seq == 0 && e.Seq == 1:
 		return false, nil
 	case seq < e.Seq-1:
-		return false, fmt.Errorf("%w: the row of %q in %s was removed meanwhile", errForgotten, e.Key, f.name)
-	}
-	if err != nil {
-		return false, f.explain(err)
+		return false, fmt.Errorf("%w: the row of %q in %s was removed meanwhile", errForgotten, e.Key, f.table)
 	}
 	for id := range slices.Chunk(commits, idSize) {
 		if bytes.Equal(id, e.ID) {
@@ -383,7 +352,7 @@ func (f *Fence) look(ctx context.Context, e Evidence) (bool, error) {
 		}
 	}
 	if seq-e.Seq >= kept {
-		return false, fmt.Errorf("%w: %d transactions of %q have been committed since, and %s remembers %d", errForgotten, seq-e.Seq, e.Key, f.name, kept)
+		return false, fmt.Errorf("%w: %d transactions of %q have been committed since, and %s remembers %d", errForgotten, seq-e.Seq, e.Key, f.table, kept)
 	}
 	return false, nil
 }
@@ -396,22 +365,10 @@ func (f *Fence) Sweep(ctx context.Context, age time.Duration) (removed int64, er
 	if age < time.Second {
 		return 0, fmt.Errorf("txguard: Sweep(%v): the age must be a second or more, and should be days", age)
 	}
-	res, err := f.db.ExecContext(ctx, f.sweepQuery(int64(age/time.Second)))
+	d, err := f.dialect(ctx)
 	if err != nil {
-		return 0, f.explain(err)
+		return 0, err
 	}
-	return res.RowsAffected()
-}
-
-const noSuchTable = 1146 // ER_NO_SUCH_TABLE
-
-// explain says what to do about an error of the table.
-func (f *Fence) explain(err error) error {
-	switch userlock.Number(err) {
-	case noSuchTable, 1054: // ER_BAD_FIELD_ERROR
-		return fmt.Errorf("%w: %s: run migrations.Up(ctx, db, migrations.Fences()) on that database: %w", sqllock.ErrNoTable, f.name, err)
-	case 1142, 1143, 1044: // ER_TABLEACCESS_DENIED_ERROR, ER_COLUMNACCESS_DENIED_ERROR, ER_DBACCESS_DENIED_ERROR
-		return fmt.Errorf("%w: the fence needs SELECT, INSERT, UPDATE (and DELETE for Sweep) on %s: %w", sqllock.ErrPermission, f.name, err)
-	}
-	return err
+	removed, err = d.sweep(ctx, f.db, f.table, int64(age/time.Second))
+	return removed, d.explain(f.table, err)
 }

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/sqllock/go-sqllock/internal/userlock"
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -30,7 +29,7 @@ type Func = func(ctx context.Context, tx *sql.Tx) error
 // [ErrUnknown] is returned: the handle then says so. ctx that ends keeps Run from
 // committing until the lock is asked about, and not after that. BEGIN, COMMIT and
 // ROLLBACK are sent by database/sql, which waits for the answer as long as the
-// readTimeout of the DSN, or the network, lets it.
+// readTimeout of the DSN for MySQL, or the network, lets it.
 //
 // It is safe for concurrent use, but there is one guarded transaction at a time on
 // a session: another one gets [sqllock.ErrInTransaction].
@@ -115,7 +114,7 @@ func (c *config) run(ctx context.Context, lock *sqllock.Lock, fn Func) *OutcomeE
 	w.over = sqllock.InTx{Conn: w.conn}
 	if c.fence != nil {
 		w.write = func(ctx context.Context, conn *sql.Conn) (*Evidence, error) {
-			return c.fence.note(ctx, conn, lock.Grant().Key)
+			return c.fence.note(ctx, w.server, conn, lock.Grant().Key)
 		}
 	}
 	if err := w.possible(ctx); err != nil {
@@ -149,13 +148,17 @@ func (c *config) result(ctx context.Context, e *OutcomeError) error {
 // work is a guarded transaction under way.
 type work struct {
 	*config
-	lock *sqllock.Lock
-	conn *sql.Conn // the session that the work is done on
-	fn   Func
-	over sqllock.Querier // what to ask about the lock over
+	lock   *sqllock.Lock
+	conn   *sql.Conn // the session that the work is done on
+	server dialect   // of conn, once there has been an attempt
+	fn     Func
+	over   sqllock.Querier // what to ask about the lock over
 
 	// write writes the evidence, at the end of the transaction; nil for none.
 	write func(context.Context, *sql.Conn) (*Evidence, error)
+
+	// superseded is asked, after a rollback because of why, for a better reason; nil for none.
+	superseded func(ctx context.Context, why error) error
 }
 
 // The pauses before a transaction is run again are random, from half of one to
@@ -172,7 +175,7 @@ func (w *work) run(ctx context.Context) *OutcomeError {
 	pause := firstPause
 	last := w.attempt(ctx)
 	for range w.retries {
-		if last == nil || last.Outcome != ErrRolledBack || !transient(last) { //nolint:errorlint // see above
+		if last == nil || last.Outcome != ErrRolledBack || !w.server.transient(last) { //nolint:errorlint // see above
 			return last
 		}
 		err := w.lock.Check(ctx)
@@ -201,19 +204,6 @@ func wait(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ended(ctx)
 	}
-}
-
-// transient reports whether the same transaction may succeed next time.
-func transient(err error) bool { return endsTransaction(userlock.Number(err)) }
-
-// endsTransaction reports whether the server rolls back with an error of that number.
-func endsTransaction(number uint16) bool {
-	switch number {
-	case 1213, // ER_LOCK_DEADLOCK
-		1020: // ER_CHECKREAD: MariaDB's innodb_snapshot_isolation
-		return true
-	}
-	return false
 }
 
 func (w *work) fail(outcome, err error) *OutcomeError {

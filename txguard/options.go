@@ -63,8 +63,9 @@ func MinTTL(d time.Duration) Option {
 
 // Retries has the function run again in a new transaction, up to n times more,
 // after a deadlock or a serialization failure that has rolled the transaction back
-// (errors 1213 and 1020), if the lock is still held, after a short pause. The function
-// has to return the error of the statement, wrapped or not. What it does outside of
+// (errors 1213 and 1020 of MySQL and MariaDB, SQLSTATE 40P01 and 40001 of PostgreSQL,
+// also as its answer to COMMIT), if the lock is still held, after a short pause. The
+// function has to return the error of the statement, wrapped or not. What it does outside of
 // the transaction happens again. It is not for functions with statements that commit
 // implicitly. n must not be negative.
 func Retries(n int) Option {

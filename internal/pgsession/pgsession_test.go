@@ -160,7 +160,7 @@ func TestSlices(t *testing.T) {
 		} {
 			ctx, cancel := context.WithCancel(t.Context())
 			if test.left != 0 {
-				ctx, cancel = context.WithTimeout(t.Context(), test.left) //nolint:fatcontext // not of the one before
+				ctx, cancel = context.WithTimeout(t.Context(), test.left)
 			}
 			if got := pgsession.Slice(ctx, test.limit); got != test.want {
 				t.Errorf("Slice with %v left, limit %v: %v, want %v", test.left, test.limit, got, test.want)

@@ -114,51 +114,61 @@ func (s *Session) Ask(query string, dest ...sql.Scanner) error {
 }
 
 // AskOften is Ask for a statement about key that is run again and again: text makes it of
-// the number of the lock, by which it must not differ otherwise. Outside of a transaction a
-// session prepares it the second time, in a round trip of its own, as to parse and plan
-// it takes the server longer than to run it.
+// the number of the lock, by which it must not differ otherwise.
 func (s *Session) AskOften(name, key string, text func(number string) string, dest ...sql.Scanner) error {
+	ran, err := s.AskPrepared(name, func() string { return text(placeholder) }, []string{key}, dest...)
+	if ran {
+		return err
+	}
+	return s.Ask(text(Number(key)), dest...)
+}
+
+// AskPrepared runs a statement with args in place of $1, $2 and so on, and scans its last
+// row, if the session has it prepared, which it does the second time, in a round trip of
+// its own: to parse and to plan it takes the server longer than to run it. It reports
+// whether that was so; nothing has run otherwise, and err is of no interest. In a transaction it never is, where a
+// statement that is there no more would be an error of the caller's transaction.
+func (s *Session) AskPrepared(name string, text func() string, args []string, dest ...sql.Scanner) (ran bool, err error) {
 	st := s.Known()
 	prepared, seen := st.often[name]
-	if s.Tx() != Idle || !seen { // where a statement that is there no more would be an error of the transaction
+	if s.Tx() != Idle || s.Busy() || !seen {
 		st.often[name] = prepared
-		return s.Ask(text(Number(key)), dest...)
-	}
-	if s.Busy() {
-		return errRows
+		return false, nil
 	}
 	if prepared == nil {
-		err := s.bounded(AnswerTime, func() (err error) {
-			prepared, err = s.pg.Prepare(unwatched, "go_sqllock_"+name, text(placeholder), nil)
+		failed := s.bounded(AnswerTime, func() (err error) {
+			prepared, err = s.pg.Prepare(unwatched, "go_sqllock_"+name, text(), nil)
 			return err
 		})
-		if err != nil && (errors.Is(err, sqllock.ErrSessionGone) || Code(err) == "") {
-			return err
-		}
-		if err != nil { // a DEALLOCATE that we know nothing of, or one of that name
-			return s.Ask(text(Number(key)), dest...)
+		if prepared == nil { // there may be one of that name, of which we know nothing
+			gone := errors.Is(failed, sqllock.ErrSessionGone)
+			return gone, failed
 		}
 		st.often[name] = prepared
 	}
-	var values []sql.NullString
-	err := s.bounded(AnswerTime, func() error {
-		rows := s.pg.ExecStatement(unwatched, prepared, [][]byte{[]byte(key)}, nil, nil)
+	values := make([][]byte, len(args))
+	for i, arg := range args {
+		values[i] = []byte(arg)
+	}
+	var row []sql.NullString
+	err = s.bounded(AnswerTime, func() error {
+		rows := s.pg.ExecStatement(unwatched, prepared, values, nil, nil)
 		for rows.NextRow() {
-			values = texts(rows.Values(), values[:0])
+			row = texts(rows.Values(), row[:0])
 		}
 		_, err := rows.Close()
 		return err
 	})
 	switch {
-	case Code(err) == noStatement: // DISCARD ALL, DEALLOCATE ALL; it has not run
+	case Code(err) == noStatement: // DISCARD ALL, DEALLOCATE ALL
 		delete(st.often, name)
-		return s.Ask(text(Number(key)), dest...)
+		return false, nil
 	case err != nil:
-		return err
-	case values == nil:
-		return sql.ErrNoRows
+		return true, err
+	case row == nil:
+		return true, sql.ErrNoRows
 	}
-	return scan(values, dest)
+	return true, scan(row, dest)
 }
 
 // Number is the 64 bits of a lock on the server.

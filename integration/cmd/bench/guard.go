@@ -72,38 +72,36 @@ func unguarded(ctx context.Context, begin func(context.Context, *sql.TxOptions) 
 
 func guard(engine string, backend sqllock.Backend, opts ...func(*sql.DB) txguard.Option) func(context.Context, *testdb.Server) (result, error) {
 	return func(ctx context.Context, s *testdb.Server) (result, error) {
-		return withWork(ctx, s, engine, backend, func(b *bench, lock *sqllock.Lock) (result, error) {
-			var options []txguard.Option
-			for _, o := range opts {
-				options = append(options, o(b.db))
-			}
-			ours, peer, err := takeTurns(
-				tableTurns,
-				timed(func() error { return txguard.Run(ctx, lock, update, options...) }),
-				timed(func() error { return unguarded(ctx, b.conn.BeginTx) }),
-			)
-			if err != nil {
-				return result{}, err
-			}
-			return compare(ours, peer, 0.5, "unguarded:"), nil
-		})
+		return withWork(ctx, s, engine, backend, func(b *bench, lock *sqllock.Lock) (result, error) { return b.guarded(lock, opts) })
 	}
 }
 
+func (b *bench) guarded(lock *sqllock.Lock, opts []func(*sql.DB) txguard.Option) (result, error) {
+	var options []txguard.Option
+	for _, o := range opts {
+		options = append(options, o(b.db))
+	}
+	return b.versus(
+		tableTurns,
+		func() error { return txguard.Run(b.ctx, lock, update, options...) },
+		func() error { return unguarded(b.ctx, b.conn.BeginTx) },
+		"unguarded:",
+	)
+}
+
 func fenced(ctx context.Context, s *testdb.Server) (result, error) {
-	return withWork(ctx, s, "MyISAM", table.New(time.Hour), func(b *bench, lock *sqllock.Lock) (result, error) {
-		f, err := txguard.NewFence(b.db).Raise(ctx, lock)
-		if err != nil {
-			return result{}, err
-		}
-		ours, peer, err := takeTurns(
-			tableTurns,
-			timed(func() error { return f.Run(ctx, update) }),
-			timed(func() error { return unguarded(ctx, b.db.BeginTx) }),
-		)
-		if err != nil {
-			return result{}, err
-		}
-		return compare(ours, peer, 0.5, "unguarded:"), nil
-	})
+	return withWork(ctx, s, "MyISAM", table.New(time.Hour), (*bench).fenced)
+}
+
+func (b *bench) fenced(lock *sqllock.Lock) (result, error) {
+	f, err := txguard.NewFence(b.db).Raise(b.ctx, lock)
+	if err != nil {
+		return result{}, err
+	}
+	return b.versus(
+		tableTurns,
+		func() error { return f.Run(b.ctx, update) },
+		func() error { return unguarded(b.ctx, b.db.BeginTx) },
+		"unguarded:",
+	)
 }

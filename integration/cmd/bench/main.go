@@ -59,7 +59,7 @@ func run(ctx context.Context, pattern, file string, out io.Writer) (err error) {
 		return fmt.Errorf("BENCH is no regular expression: %w", err)
 	}
 	results := []result{}
-	for _, kind := range testdb.Kinds() {
+	for _, kind := range append(testdb.Kinds(), testdb.Postgres) {
 		if kind.Skipped() {
 			fmt.Fprintf(os.Stderr, "bench: %s is left out, as SKIP_SERVERS says\n", kind)
 			continue

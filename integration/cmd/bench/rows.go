@@ -12,6 +12,7 @@ import (
 
 	gomysqllock "github.com/sanketplus/go-mysql-lock"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
+	"github.com/sqllock/go-sqllock/pgadvisory"
 	"github.com/sqllock/go-sqllock/sqllock"
 
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
@@ -33,8 +34,22 @@ const (
 var literal = "X'" + hex.EncodeToString([]byte(name)) + "'" //nolint:gochecknoglobals // a constant, if Go had them
 
 func rows(kind testdb.Kind, pick *regexp.Regexp) []row {
+	of := slices.Concat(mysqlRows(), tableRows(), poolRows(), guardRows())
+	if kind == testdb.Postgres {
+		of = slices.Concat(postgresRows(), poolRows(), postgresGuardRows())
+	}
+	var picked []row
+	for _, r := range of {
+		if r.name = string(kind) + ": " + r.name; pick.MatchString(r.name) {
+			picked = append(picked, r)
+		}
+	}
+	return picked
+}
+
+func mysqlRows() []row {
 	atMost := func(ratio float64) *float64 { return &ratio }
-	all := []row{
+	return []row{
 		{"acquire and release / two DO 1", nil, againstDo},
 		{"acquire and release / raw literal GET_LOCK and RELEASE_LOCK", atMost(1.3), againstLiteral},
 		{"acquire and release / raw GET_LOCK(?) and RELEASE_LOCK(?)", atMost(1), againstPlaceholder},
@@ -45,26 +60,36 @@ func rows(kind testdb.Kind, pick *regexp.Regexp) []row {
 		{"hand-off p99 / raw GET_LOCK", nil, handOffQuantile(0.99)},
 		{"allocations / raw literal GET_LOCK and RELEASE_LOCK", nil, allocations},
 	}
-	var picked []row
-	for _, r := range slices.Concat(all, tableRows(), poolRows(), guardRows()) {
-		if r.name = string(kind) + ": " + r.name; pick.MatchString(r.name) {
-			picked = append(picked, r)
-		}
-	}
-	return picked
 }
 
 // bench is a pool and what the sides do on it.
 type bench struct {
 	ctx    context.Context //nolint:containedctx // for the length of one row
+	server *testdb.Server
 	db     *sql.DB
 	conn   *sql.Conn
 	locker *sqllock.Locker
 }
 
+// open opens a pool.
+func open(s *testdb.Server) (*sql.DB, error) {
+	if s.Kind == testdb.Postgres {
+		return testdb.OpenPostgres(s.DSN, nil)
+	}
+	return testdb.OpenDB(s.DSN, nil)
+}
+
+// named is the backend that needs no table.
+func named(s *testdb.Server) sqllock.Backend {
+	if s.Kind == testdb.Postgres {
+		return pgadvisory.New()
+	}
+	return mysqlnamed.New()
+}
+
 // with opens a pool for f, and a session of it.
 func with(ctx context.Context, s *testdb.Server, f func(b *bench) (result, error)) (res result, err error) {
-	db, err := testdb.OpenDB(s.DSN, nil)
+	db, err := open(s)
 	if err != nil {
 		return res, err
 	}
@@ -74,7 +99,7 @@ func with(ctx context.Context, s *testdb.Server, f func(b *bench) (result, error
 		return res, err
 	}
 	defer conn.Close() //nolint:errcheck // as above
-	return f(&bench{ctx, db, conn, sqllock.New(mysqlnamed.New())})
+	return f(&bench{ctx, s, db, conn, sqllock.New(named(s))})
 }
 
 func timed(f func() error) func() (time.Duration, error) {
@@ -203,6 +228,9 @@ func handOffQuantile(q float64) func(context.Context, *testdb.Server) (result, e
 			defer waiter.Close() //nolint:errcheck // nothing depends on it
 			ours := func() (time.Duration, error) { return b.handOff(waiter) }
 			peer := func() (time.Duration, error) { return rawHandOff(ctx, b.conn, waiter) }
+			if s.Kind == testdb.Postgres {
+				peer = func() (time.Duration, error) { return advisoryHandOff(ctx, b.conn, waiter) }
+			}
 			o, p, err := takeTurns(handOff, ours, peer)
 			if err != nil {
 				return result{}, err
@@ -272,7 +300,11 @@ func allocations(ctx context.Context, s *testdb.Server) (result, error) {
 				}
 			})
 		}
-		ours, peer := count(b.ours), count(b.literal)
+		floor := b.literal
+		if s.Kind == testdb.Postgres {
+			floor = b.advisory
+		}
+		ours, peer := count(b.ours), count(floor)
 		return result{Ours: fmt.Sprintf("%.0f", ours), Peer: fmt.Sprintf("raw: %.0f", peer), Ratio: ours / peer}, failed
 	})
 }

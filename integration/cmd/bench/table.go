@@ -35,6 +35,7 @@ func tableRows() []row {
 		{"table, hand-off p50 / raw GET_LOCK hand-off + raw INSERT", atMost(1.5), tableHandOff},
 		{"table, time for a grant, eight sessions on one name / one alone", atMost(1.25), tableContended},
 		{"table, acquire and release, 10,000 rows / 10 rows", atMost(1.1), tableFilled},
+		{"table, Pool.Do / acquire and release on a held Conn", nil, tablePoolAgainstConn},
 	}
 }
 
@@ -59,7 +60,7 @@ func withTable(ctx context.Context, s *testdb.Server, engine string, f func(b *b
 			return result{}, err
 		}
 		defer conn.Close() //nolint:errcheck // as above
-		return f(&bench{ctx, db, conn, sqllock.New(table.New(time.Minute))})
+		return f(&bench{ctx, s, db, conn, sqllock.New(table.New(time.Minute))})
 	})
 }
 
@@ -91,7 +92,7 @@ func statements(ctx context.Context, s *testdb.Server, name string) (sent []stri
 		return nil, err
 	}
 	defer conn.Close() //nolint:errcheck // as above
-	b := &bench{ctx, db, conn, sqllock.New(table.New(time.Minute))}
+	b := &bench{ctx, s, db, conn, sqllock.New(table.New(time.Minute))}
 	if err := b.pair(conn); err != nil {
 		return nil, err
 	}
@@ -251,6 +252,10 @@ func tableContended(ctx context.Context, s *testdb.Server) (result, error) {
 		r.Ours, r.Peer = perSecond(o), "one alone: "+perSecond(p)
 		return r, nil
 	})
+}
+
+func tablePoolAgainstConn(ctx context.Context, s *testdb.Server) (result, error) {
+	return withTable(ctx, s, "MyISAM", (*bench).poolAgainstConn)
 }
 
 // tableFilled compares a table that many locks are held in with one of few.

@@ -29,7 +29,7 @@ func main() {
 	}
 	seed := flag.Uint64("seed", 0, "what to do when is drawn from it; 0 for a random one")
 	duration := flag.Duration("duration", time.Minute, "how long, on each server: a number with a unit, as 90s or 5m")
-	server := flag.String("server", "", "mysql or mariadb; both if empty")
+	server := flag.String("server", "", "mysql, mariadb or postgres; all if empty")
 	control := flag.Bool("control", false, "without the guard, which has to fail")
 	processes := flag.Int("processes", 10, "how many on a server")
 	journal := flag.String("journal", "", "a file for what the processes were told")
@@ -96,7 +96,7 @@ func run(ctx context.Context, cfg torture.Config, server testdb.Kind, out io.Wri
 }
 
 func kindsOf(server testdb.Kind) (kinds []testdb.Kind, err error) {
-	for _, kind := range testdb.Kinds() {
+	for _, kind := range torture.Kinds() {
 		if server == kind || server == "" && !kind.Skipped() {
 			kinds = append(kinds, kind)
 		}
@@ -105,7 +105,7 @@ func kindsOf(server testdb.Kind) (kinds []testdb.Kind, err error) {
 	case len(kinds) > 0:
 		return kinds, nil
 	case server != "":
-		return nil, fmt.Errorf("SERVER=%s: it is mysql or mariadb", server)
+		return nil, fmt.Errorf("SERVER=%s: it is mysql, mariadb or postgres", server)
 	}
 	return nil, errors.New("SKIP_SERVERS leaves no server")
 }

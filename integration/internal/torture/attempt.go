@@ -27,9 +27,11 @@ func (w *worker) newAttempt(shard int) *attempt {
 	return w.current
 }
 
-// rowToken finds the token of a lock of package table. The function of txguard.Do
-// does not get the lock.
-const rowToken = "SELECT token FROM locks_InnoDB WHERE name=? AND connection_id=CONNECTION_ID()"
+// tokenOf is the query for the token of a lock in a table of leases. The function of
+// txguard.Do does not get the lock.
+func (w *worker) tokenOf(table string) string {
+	return w.bind("SELECT token FROM " + table + " WHERE name=? AND connection_id=" + w.self())
+}
 
 // errNoMoney is a reason of the application not to commit.
 var errNoMoney = errors.New("there is no money")
@@ -73,16 +75,17 @@ func (a *attempt) read(ctx context.Context, tx *sql.Tx) (r row, err error) {
 			return r, fmt.Errorf("token: %w", err)
 		}
 	}
-	if err := tx.QueryRowContext(ctx, "SELECT n FROM shards WHERE shard=?", r.shard).Scan(&r.n); err != nil {
+	if err := tx.QueryRowContext(ctx, a.w.bind("SELECT n FROM shards WHERE shard=?"), r.shard).Scan(&r.n); err != nil {
 		return r, err
 	}
 	r.n++
-	if err := tx.QueryRowContext(ctx, "SELECT balance FROM accounts WHERE id=?", r.a).Scan(&r.aWas); err != nil {
+	balance := a.w.bind("SELECT balance FROM accounts WHERE id=?")
+	if err := tx.QueryRowContext(ctx, balance, r.a).Scan(&r.aWas); err != nil {
 		return r, err
 	}
 	r.aIs = r.aWas + amount
 	if r.hasB {
-		if err := tx.QueryRowContext(ctx, "SELECT balance FROM accounts WHERE id=?", r.b).Scan(&r.bWas); err != nil {
+		if err := tx.QueryRowContext(ctx, balance, r.b).Scan(&r.bWas); err != nil {
 			return r, err
 		}
 		r.bIs = r.bWas - amount
@@ -93,7 +96,7 @@ func (a *attempt) read(ctx context.Context, tx *sql.Tx) (r row, err error) {
 // think takes a moment, at which the process can be stopped.
 func (a *attempt) think(ctx context.Context, tx *sql.Tx) error {
 	if a.w.in.pending() {
-		if err := tx.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&a.session); err != nil {
+		if err := tx.QueryRowContext(ctx, "SELECT "+a.w.self()).Scan(&a.session); err != nil {
 			return err
 		}
 	}
@@ -106,7 +109,7 @@ func (a *attempt) think(ctx context.Context, tx *sql.Tx) error {
 
 func (a *attempt) write(ctx context.Context, tx *sql.Tx, r row) error {
 	exec := func(query string, args ...any) error {
-		_, err := tx.ExecContext(ctx, query, args...)
+		_, err := tx.ExecContext(ctx, a.w.bind(query), args...)
 		return err
 	}
 	if err := exec("UPDATE accounts SET balance=? WHERE id=?", r.aIs, r.a); err != nil {

@@ -2,6 +2,7 @@ package torture
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -35,11 +36,8 @@ type lane struct {
 }
 
 func newDirector(f *fleet, s *testdb.Server) *director {
-	d := &director{f: f, s: s, count: map[string]int{}}
-	for _, form := range forms() {
-		d.lockers = append(d.lockers, form.locker(f.d.name, nil))
-	}
-	return d
+	lockers := lockers(f.d, f.d.name, func() *sql.DB { return nil })
+	return &director{f: f, s: s, lockers: lockers, count: map[string]int{}}
 }
 
 // run brings about faults until ctx ends.
@@ -48,7 +46,8 @@ func (d *director) run(ctx context.Context) {
 		{[]fault{d.stop, d.stop, d.stopHolder, d.kill, d.killThere}, 200 * time.Millisecond},
 		{[]fault{d.killSession, d.killSession, d.killAtCommit, d.killAtCommit, d.reset, d.resetAtCommit, d.cutAtCommit, d.delay}, 200 * time.Millisecond},
 	}
-	if d.s.Private() {
+	// A crash would end what the control is there to let happen.
+	if d.s.Private() && d.f.cfg.Guarded {
 		lanes = append(lanes, lane{[]fault{d.crash}, min(d.f.cfg.Duration, 16*time.Second)}) // one at least
 	}
 	var wg sync.WaitGroup
@@ -101,8 +100,7 @@ func (d *director) holder(ctx context.Context, shard int) (sqllock.Holder, bool)
 }
 
 func (d *director) killID(ctx context.Context, session int64) bool {
-	_, err := d.f.d.db.ExecContext(ctx, fmt.Sprintf("KILL CONNECTION %d", session))
-	return err == nil
+	return d.f.d.end(ctx, d.f.d.db, session) == nil
 }
 
 // anyPoint is where to do something to p. Without the guard the one is enough that
@@ -111,7 +109,7 @@ func (d *director) anyPoint(rng *rand.Rand, p *process) point {
 	points := []point{atThink}
 	if d.f.cfg.Guarded {
 		points = append(points, atCommit)
-		if forms()[p.home].fenced {
+		if d.f.d.forms()[p.home].fenced {
 			points = append(points, atFence)
 		}
 	}
@@ -129,9 +127,15 @@ func (d *director) stop(ctx context.Context, rng *rand.Rand) string {
 	return d.freeze(ctx, p, e.Shard)
 }
 
-// stopHolder stops the process that holds a lock of package table, wherever it is.
+// stopHolder stops the process that holds a lock with a TTL, wherever it is.
 func (d *director) stopHolder(ctx context.Context, rng *rand.Rand) string {
-	shard := []int{0, 1, 3}[rng.IntN(3)]
+	var leased []int
+	for shard, form := range d.f.d.forms() {
+		if form.leases != "" {
+			leased = append(leased, shard)
+		}
+	}
+	shard := leased[rng.IntN(len(leased))]
 	h, ok := d.holder(ctx, shard)
 	if !ok {
 		return ""
@@ -151,7 +155,7 @@ func (d *director) freeze(ctx context.Context, p *process, shard int) string {
 	}
 	defer p.signal(syscall.SIGCONT)
 	before, held := d.holder(ctx, shard)
-	if held && !forms()[shard].leases() && !d.killID(ctx, before.Session) {
+	if held && d.f.d.forms()[shard].leases == "" && !d.killID(ctx, before.Session) {
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, ttl+4*time.Second)
@@ -202,7 +206,7 @@ func (d *director) end(ctx context.Context, p *process, what string) string {
 
 // killSession ends the session of a lock.
 func (d *director) killSession(ctx context.Context, rng *rand.Rand) string {
-	shard := rng.IntN(len(forms()))
+	shard := rng.IntN(len(d.lockers))
 	h, ok := d.holder(ctx, shard)
 	if !ok || !d.killID(ctx, h.Session) {
 		return ""

@@ -16,8 +16,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/go-sql-driver/mysql"
 )
 
 // process is one of the fleet, seen from its parent.
@@ -82,16 +80,13 @@ func newFleet(ctx context.Context, cfg Config, d *database, addr string) (*fleet
 // spawn starts a process that does not outlive this one, on Linux at least.
 func (f *fleet) spawn(ctx context.Context, slot int, proxy *proxy) (*process, error) {
 	p := &process{
-		name: fmt.Sprintf("%d.%d", slot, len(f.all)), home: slot % len(forms()), proxy: proxy,
+		name: fmt.Sprintf("%d.%d", slot, len(f.all)), home: slot % len(f.d.forms()), proxy: proxy,
 		ready: make(chan struct{}), at: make(chan event, 1), done: make(chan struct{}),
 	}
-	cfg, err := mysql.ParseDSN(f.d.dsn)
-	if err != nil {
-		return nil, err
-	}
-	cfg.Addr = proxy.Listen
-	cfg.Params = map[string]string{"innodb_lock_wait_timeout": "3"}
-	text, err := json.Marshal(job{DSN: cfg.FormatDSN(), Namespace: f.d.name, Process: p.name, Seed: f.rng.Uint64(), Home: p.home, Guarded: f.cfg.Guarded})
+	text, err := json.Marshal(job{
+		Kind: f.cfg.Kind, DSN: f.d.dsn, Proxy: proxy.Listen, Namespace: f.d.name,
+		Process: p.name, Seed: f.rng.Uint64(), Home: p.home, Guarded: f.cfg.Guarded,
+	})
 	if err != nil {
 		return nil, err
 	}

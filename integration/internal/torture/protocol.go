@@ -8,14 +8,18 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 const jobEnv = "SQLLOCK_TORTURE_JOB"
 
 // job is what a process is to do.
 type job struct {
-	DSN       string // through its proxy
-	Namespace string
+	Kind      testdb.Kind
+	DSN       string
+	Proxy     string // the address to use in place of the server's
+	Namespace string // and name of the database
 	Process   string // its name, which no other one has
 	Seed      uint64
 	Home      int // the shard that it works on most

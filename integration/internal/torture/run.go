@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
-
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
@@ -94,12 +92,16 @@ func (r *Result) Verdict() error {
 // crashed; one of the environment is not crashed.
 func Run(ctx context.Context, cfg Config) (_ *Result, err error) {
 	begun := time.Now()
-	s, err := start(ctx, cfg.Kind)
+	language, err := dialectOf(cfg.Kind)
+	if err != nil {
+		return nil, err
+	}
+	s, err := start(ctx, cfg.Kind, language)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.Stop()) }()
-	d, err := newDatabase(ctx, s)
+	d, err := newDatabase(ctx, language, s.DSN)
 	if err != nil {
 		return nil, err
 	}
@@ -112,19 +114,19 @@ func Run(ctx context.Context, cfg Config) (_ *Result, err error) {
 	return r, nil
 }
 
-func start(ctx context.Context, kind testdb.Kind) (*testdb.Server, error) {
+func start(ctx context.Context, kind testdb.Kind, language dialect) (*testdb.Server, error) {
 	if kind.EnvDSN() != "" {
 		return testdb.Open(ctx, kind)
 	}
-	return testdb.Start(ctx, kind, "--innodb-flush-log-at-trx-commit=1", "--innodb-doublewrite=ON")
+	return testdb.Start(ctx, kind, language.serverOptions()...)
 }
 
 func (cfg Config) run(ctx context.Context, s *testdb.Server, d *database) (*Result, error) {
-	dsn, err := mysql.ParseDSN(s.DSN)
+	addr, err := d.address(s.DSN)
 	if err != nil {
 		return nil, err
 	}
-	f, err := newFleet(ctx, cfg, d, dsn.Addr)
+	f, err := newFleet(ctx, cfg, d, addr)
 	if err != nil {
 		return nil, errors.Join(err, f.end(ctx))
 	}

@@ -8,11 +8,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/go-sql-driver/mysql"
-	"github.com/sqllock/go-sqllock/migrations"
-
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 const (
@@ -25,27 +20,19 @@ func account(shard, i int) int64 { return int64(shard*accounts + i) }
 
 // database is one of its own on a server.
 type database struct {
+	dialect
+	dsn  string // of the server
 	name string
-	dsn  string
 	db   *sql.DB // not through a proxy
 }
 
 // newDatabase makes a database with everything at its opening state.
-func newDatabase(ctx context.Context, s *testdb.Server) (d *database, err error) {
-	admin, err := testdb.OpenDB(s.DSN, nil)
-	if err != nil {
+func newDatabase(ctx context.Context, language dialect, dsn string) (d *database, err error) {
+	d = &database{dialect: language, dsn: dsn, name: "torture_" + strings.ToLower(rand.Text()[:10])}
+	if err := d.admin(ctx, "CREATE DATABASE "+d.name); err != nil {
 		return nil, err
 	}
-	defer admin.Close() //nolint:errcheck // nothing depends on it
-	d = &database{name: "torture_" + strings.ToLower(rand.Text()[:10])}
-	if _, err := admin.ExecContext(ctx, "CREATE DATABASE "+d.name); err != nil {
-		return nil, err
-	}
-	d.db, err = testdb.OpenDB(s.DSN, func(c *mysql.Config) {
-		c.DBName, c.Timeout, c.ReadTimeout = d.name, 5*time.Second, 30*time.Second
-		d.dsn = c.FormatDSN()
-	})
-	if err != nil {
+	if d.db, err = d.open(dsn, d.name); err != nil {
 		return nil, err
 	}
 	if err := d.fill(ctx); err != nil {
@@ -54,24 +41,30 @@ func newDatabase(ctx context.Context, s *testdb.Server) (d *database, err error)
 	return d, nil
 }
 
-func (d *database) fill(ctx context.Context) error {
-	for _, engine := range []string{"MyISAM", "InnoDB"} {
-		if err := migrations.Up(ctx, d.db, migrations.WithTable(lockTable(engine)), migrations.WithEngine(engine)); err != nil {
-			return err
-		}
-	}
-	if err := migrations.Up(ctx, d.db, migrations.Fences()); err != nil {
+// admin runs a statement outside of the database.
+func (d *database) admin(ctx context.Context, statement string) error {
+	db, err := d.open(d.dsn, "")
+	if err != nil {
 		return err
 	}
-	statements := []string{
-		"CREATE TABLE shards (shard int NOT NULL PRIMARY KEY, n bigint NOT NULL) ENGINE=InnoDB",
-		"CREATE TABLE accounts (id bigint NOT NULL PRIMARY KEY, shard int NOT NULL, balance bigint NOT NULL) ENGINE=InnoDB",
-		// No key but the order of arrival, so that the ledger takes everything.
-		"CREATE TABLE ledger (id bigint NOT NULL AUTO_INCREMENT PRIMARY KEY, shard int NOT NULL, n bigint NOT NULL, token bigint NOT NULL, " +
-			"attempt varchar(40) NOT NULL, a bigint NOT NULL, a_before bigint NOT NULL, a_after bigint NOT NULL, " +
-			"b bigint NOT NULL, b_before bigint NOT NULL, b_after bigint NOT NULL) ENGINE=InnoDB",
+	_, err = db.ExecContext(ctx, statement)
+	return errors.Join(err, db.Close())
+}
+
+func (d *database) fill(ctx context.Context) error {
+	if err := d.migrate(ctx, d.db); err != nil {
+		return err
 	}
-	for shard := range forms() {
+	serial, end := d.ddl()
+	statements := []string{
+		"CREATE TABLE shards (shard int NOT NULL PRIMARY KEY, n bigint NOT NULL)" + end,
+		"CREATE TABLE accounts (id bigint NOT NULL PRIMARY KEY, shard int NOT NULL, balance bigint NOT NULL)" + end,
+		// No key but the order of arrival, so that the ledger takes everything.
+		"CREATE TABLE ledger (id " + serial + " PRIMARY KEY, shard int NOT NULL, n bigint NOT NULL, token bigint NOT NULL, " +
+			"attempt varchar(40) NOT NULL, a bigint NOT NULL, a_before bigint NOT NULL, a_after bigint NOT NULL, " +
+			"b bigint NOT NULL, b_before bigint NOT NULL, b_after bigint NOT NULL)" + end,
+	}
+	for shard := range d.forms() {
 		statements = append(statements, fmt.Sprintf("INSERT INTO shards VALUES (%d,0)", shard))
 		for i := range accounts {
 			statements = append(statements, fmt.Sprintf("INSERT INTO accounts VALUES (%d,%d,%d)", account(shard, i), shard, opening))
@@ -86,8 +79,7 @@ func (d *database) fill(ctx context.Context) error {
 }
 
 func (d *database) drop(ctx context.Context) error {
-	_, err := d.db.ExecContext(context.WithoutCancel(ctx), "DROP DATABASE "+d.name)
-	return errors.Join(err, d.db.Close())
+	return errors.Join(d.db.Close(), d.admin(context.WithoutCancel(ctx), "DROP DATABASE "+d.name))
 }
 
 // alone returns when no session but ours works in the database, so that all that
@@ -103,7 +95,7 @@ func (d *database) alone(ctx context.Context) error {
 	d.db.SetMaxIdleConns(0)
 	return poll(ctx, "the sessions of the processes to end", func() (bool, error) {
 		var others int
-		err := conn.QueryRowContext(ctx, "SELECT COUNT(*) FROM information_schema.processlist WHERE db=? AND id<>CONNECTION_ID()", d.name).Scan(&others)
+		err := conn.QueryRowContext(ctx, d.others(), d.name).Scan(&others)
 		return others == 0, err
 	})
 }

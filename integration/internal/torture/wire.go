@@ -14,14 +14,16 @@ import (
 // be seen that the answer to one was lost where txguard has found out by itself what
 // became of it.
 type wire struct {
+	dialect
+	addr  string                               // of the proxy, whatever the driver asks for
 	reach func(point)                          // waits, if that was ordered
 	cut   func() (late time.Duration, ok bool) // says how late a COMMIT whose answer never comes is to be
 	lost  atomic.Bool
 }
 
-func (w *wire) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+func (w *wire) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	d := net.Dialer{Timeout: 5 * time.Second}
-	c, err := d.DialContext(ctx, network, addr)
+	c, err := d.DialContext(ctx, "tcp", w.addr)
 	if err != nil {
 		return nil, err
 	}
@@ -42,11 +44,13 @@ type wireConn struct {
 }
 
 func (c *wireConn) Write(b []byte) (int, error) {
-	const header = 4
-	switch query := b[min(header, len(b)):]; {
-	case bytes.HasPrefix(query, []byte("\x03UPDATE `lock_fences`")):
+	if c.cut.Load() {
+		return len(b), nil // what a driver says when it closes is lost
+	}
+	switch c.wire.point(b) {
+	case atFence:
 		c.wire.reach(atFence)
-	case bytes.Equal(query, []byte("\x03COMMIT")):
+	case atCommit:
 		c.wire.reach(atCommit)
 		c.waits.Store(true)
 		if late, ok := c.wire.cut(); ok {
@@ -73,8 +77,11 @@ func (c *wireConn) Read(b []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := c.TCPConn.Read(b)
-	refused := n > 4 && b[4] == 0xff // an error packet, as of a session that was killed
-	if c.waits.Swap(false) && (err != nil || refused) {
+	if c.cut.Load() { // meanwhile: pgx may read while it writes
+		c.wire.lost.Store(true)
+		return 0, io.EOF
+	}
+	if c.waits.Swap(false) && (err != nil || c.wire.undecided(b[:n])) {
 		c.wire.lost.Store(true)
 	}
 	return n, err

@@ -11,11 +11,8 @@ import (
 	"os"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/txguard"
-
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // IsProcess reports whether this process was started to be one of a run, and has to
@@ -30,23 +27,24 @@ func Process(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	w.rng = rand.New(rand.NewPCG(w.Seed, 0))
 	w.wire.reach, w.wire.cut = w.reach, w.cut
-	db, err := testdb.OpenDB(w.DSN, func(c *mysql.Config) {
-		c.DialFunc = w.wire.dial
-		c.InterpolateParams = w.one(2)
-	})
+	var err error
+	if w.dialect, err = dialectOf(w.Kind); err != nil {
+		return err
+	}
+	w.wire.dialect, w.wire.addr = w.dialect, w.Proxy
+	db, err := w.join(w.job, &w.wire, w.rng)
 	if err != nil {
 		return err
 	}
 	defer db.Close() //nolint:errcheck // the process ends
 	db.SetMaxIdleConns(4)
 	w.db, w.fence = db, txguard.NewFence(db)
-	for _, f := range forms() {
-		pool := db
+	w.lockers = lockers(w.dialect, w.Namespace, func() *sql.DB {
 		if w.one(2) {
-			pool = nil
+			return nil
 		}
-		w.lockers = append(w.lockers, f.locker(w.Namespace, pool))
-	}
+		return db
+	})
 	go w.in.read(in)
 	w.out.put(event{Ready: true})
 	for !w.in.done() {
@@ -58,6 +56,7 @@ func Process(ctx context.Context, in io.Reader, out io.Writer) error {
 // worker is the inside of a process.
 type worker struct {
 	job
+	dialect
 	rng      *rand.Rand
 	db       *sql.DB
 	fence    *txguard.Fence
@@ -102,13 +101,13 @@ func (w *worker) round(ctx context.Context) {
 	defer cancel()
 	shard, visits := w.Home, w.one(4)
 	if visits {
-		shard = w.rng.IntN(len(forms()))
+		shard = w.rng.IntN(len(w.lockers))
 	}
 	var err error
 	switch {
 	case !w.Guarded:
 		err = w.withoutGuard(ctx, shard, visits)
-	case forms()[shard].do:
+	case w.forms()[shard].do:
 		err = w.do(ctx, shard, visits)
 	default:
 		err = w.underLock(ctx, shard, visits)
@@ -120,18 +119,19 @@ func (w *worker) round(ctx context.Context) {
 
 // options are those of a guarded transaction.
 func (w *worker) options(f form) []txguard.Option {
-	opts := []txguard.Option{txguard.WithTxOptions(*w.txOptions())}
-	if w.one(4) {
+	tx := w.txOptions()
+	opts := []txguard.Option{txguard.WithTxOptions(*tx)}
+	if tx.Isolation == sql.LevelSerializable || w.one(4) {
 		opts = append(opts, txguard.Retries(2))
 	}
-	if f.leases() && w.one(4) {
+	if f.leases != "" && w.one(4) {
 		opts = append(opts, txguard.MinTTL(100*time.Millisecond))
 	}
 	return opts
 }
 
 func (w *worker) txOptions() *sql.TxOptions {
-	levels := []sql.IsolationLevel{sql.LevelDefault, sql.LevelReadCommitted, sql.LevelRepeatableRead}
+	levels := w.levels(w.Guarded)
 	return &sql.TxOptions{Isolation: levels[w.rng.IntN(len(levels))]}
 }
 
@@ -145,11 +145,11 @@ func (w *worker) impatient(ctx context.Context) (context.Context, context.Cancel
 
 // do is an attempt by Do or TryDo.
 func (w *worker) do(ctx context.Context, shard int, try bool) error {
-	f := forms()[shard]
+	f := w.forms()[shard]
 	opts := append(w.options(f), txguard.WithEvidence(w.fence))
 	a := w.newAttempt(shard)
-	if f.leases() {
-		a.findToken = rowToken
+	if f.leases != "" {
+		a.findToken = w.tokenOf(f.leases)
 	}
 	ctx, cancel := w.impatient(ctx)
 	defer cancel()
@@ -166,7 +166,7 @@ func (w *worker) do(ctx context.Context, shard int, try bool) error {
 
 // underLock makes up to three attempts under one lock.
 func (w *worker) underLock(ctx context.Context, shard int, try bool) error {
-	f := forms()[shard]
+	f := w.forms()[shard]
 	return w.locked(ctx, shard, try, func(lock *sqllock.Lock) error {
 		run := func(ctx context.Context, fn txguard.Func, opts ...txguard.Option) error {
 			return txguard.Run(ctx, lock, fn, opts...)
@@ -188,7 +188,7 @@ func (w *worker) underLock(ctx context.Context, shard int, try bool) error {
 			if err != nil {
 				return err
 			}
-			if f.leases() && w.one(4) {
+			if f.leases != "" && w.one(4) {
 				_ = lock.Extend(ctx, ttl) // the next attempt sees what became of it
 			}
 		}
