@@ -106,7 +106,7 @@ type attempt struct {
 
 // Acquire tries, and then waits, or takes over. See the package's documentation.
 func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Request) (sqllock.Grant, error) {
-	a := &attempt{b: b, req: req, bell: bell(req.Key), ttl: b.lease(req)}
+	a := &attempt{b: b, req: req, bell: bellOf(req.Key), ttl: b.lease(req)}
 	for {
 		err := pgsession.Use(conn, func(s *pgsession.Session) error { return a.step(ctx, s) })
 		switch {
@@ -219,12 +219,24 @@ func (c *claimed) dest() []sql.Scanner {
 func (a *attempt) try() error {
 	var c claimed
 	start := time.Now()
-	err := a.s.Apart(a.b.queries.try(a.req.Key, a.ttl, a.b.process), c.dest()...)
+	q := a.b.queries
+	ran, err := a.s.AskPrepared("try_"+q.short, q.tryPrepared, []string{a.req.Key, num(a.ttl), a.b.process}, c.dest()...)
+	if !ran || unfit(err) || err == nil && !c.rung.Valid {
+		c = claimed{}
+		err = a.s.Apart(q.try(a.req.Key, a.ttl, a.b.process), c.dest()...)
+	}
 	if err != nil {
 		return a.failed(a.b.explain(err))
 	}
 	a.made(&c, start)
 	return nil
+}
+
+// unfit reports whether a statement that was prepared could not run in a transaction as
+// the session's defaults make it, READ ONLY or with a snapshot. It has changed nothing.
+func unfit(err error) bool {
+	code := pgsession.Code(err)
+	return code == pgsession.ReadOnlyTx || code == pgsession.Serialization
 }
 
 // failed lets go of what a statement that has failed with err may have taken.
@@ -437,7 +449,11 @@ func (b *Backend) Release(ctx context.Context, conn *sql.Conn, g sqllock.Grant) 
 		}
 		var freed sql.NullInt64
 		var setting sql.NullString
-		err := s.Apart(b.queries.release(g), &freed, &setting)
+		q := b.queries
+		ran, err := s.AskPrepared("release_"+q.short, q.releasePrepared, []string{g.Key, num(g.Token), num(g.Session)}, &freed, &setting)
+		if !ran || unfit(err) {
+			err = s.Apart(q.release(g), &freed, &setting)
+		}
 		if err != nil {
 			return b.explain(err)
 		}
@@ -485,7 +501,7 @@ func (b *Backend) releaseApart(ctx context.Context, s *pgsession.Session, g sqll
 		return lost("its TTL is over, and its row could not be removed in the transaction of the session")
 	}
 	var freed sql.NullInt64
-	if err := s.Ask("SELECT "+bell(g.Key).freed(), &freed); err != nil {
+	if err := s.Ask("SELECT "+bellOf(g.Key).freed(), &freed); err != nil {
 		return err
 	}
 	if answer.Int64 == -2 {
@@ -550,7 +566,7 @@ func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Gra
 // transaction.
 func (b *Backend) leftByDoorbell(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
 	var held sql.NullBool
-	err := pgsession.AskOver(ctx, q, "SELECT "+bell(g.Key).held(), &held)
+	err := pgsession.AskOver(ctx, q, "SELECT "+bellOf(g.Key).held(), &held)
 	left := time.Until(g.Until)
 	switch {
 	case err != nil:

@@ -110,7 +110,7 @@ func (b *Backend) Relinquish(_ context.Context, conn *sql.Conn, g sqllock.Grant)
 		if s.Tx() == pgsession.Idle {
 			return b.explain(s.Apart(b.queries.relinquish(g.Key)))
 		}
-		return letGo(s, bell(g.Key))
+		return letGo(s, bellOf(g.Key))
 	})
 }
 

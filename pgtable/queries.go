@@ -1,6 +1,8 @@
 package pgtable
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"strconv"
 	"strings"
 
@@ -33,12 +35,12 @@ const (
 
 // bell is the doorbell of a key: the advisory lock that package pgadvisory has for that
 // key. The holder has two references on it.
-type bell string
+type bell struct{ number string } // as an expression
 
-func (k bell) number() string { return pgsession.Number(string(k)) }
+func bellOf(key string) bell { return bell{pgsession.Number(key)} }
 
-func (k bell) try() string    { return "pg_try_advisory_lock(" + k.number() + ")" }
-func (k bell) unlock() string { return "pg_advisory_unlock(" + k.number() + ")" }
+func (k bell) try() string    { return "pg_try_advisory_lock(" + k.number + ")" }
+func (k bell) unlock() string { return "pg_advisory_unlock(" + k.number + ")" }
 
 // both is what a condition and the same again come to, evaluated in that order: CASE
 // evaluates no branch that it does not take.
@@ -49,7 +51,7 @@ func both(first, second string) string {
 // ring takes both references, if the doorbell is free.
 func (k bell) ring() string { return both(k.try(), k.try()) }
 
-func (k bell) wait() string { return "SELECT pg_advisory_lock(" + k.number() + ")" }
+func (k bell) wait() string { return "SELECT pg_advisory_lock(" + k.number + ")" }
 
 // held gives back one reference and takes it again, where pg_locks would take a
 // hundred times as long. The other reference keeps the doorbell meanwhile; a session
@@ -64,7 +66,7 @@ func (k bell) freed() string {
 // letGo gives back what there is to give back. To ask before that keeps the server from
 // logging a warning.
 func (k bell) letGo() string {
-	return "SELECT " + k.freed() + " WHERE " + rings(k.number(), "pg_backend_pid()")
+	return "SELECT " + k.freed() + " WHERE " + rings(k.number, "pg_backend_pid()")
 }
 
 // ringing is the condition that a row l of pg_locks is of a doorbell, which the server
@@ -82,7 +84,7 @@ func rings(number, pid string) string {
 
 // isLocked is whether the session has the lock of a key in whatever mode.
 func isLocked(key string) string {
-	return "EXISTS (SELECT 1 FROM pg_locks l WHERE " + strings.Replace(ringing(bell(key).number()), " AND l.mode='ExclusiveLock'", "", 1) + " AND l.pid=pg_backend_pid())"
+	return "EXISTS (SELECT 1 FROM pg_locks l WHERE " + strings.Replace(ringing(bellOf(key).number), " AND l.mode='ExclusiveLock'", "", 1) + " AND l.pid=pg_backend_pid())"
 }
 
 // ringsSince is rings for a session that began at start, which tells it from a later one
@@ -108,6 +110,7 @@ func alive(number string) string {
 type queries struct {
 	table    string // quoted
 	sequence string // as a regclass
+	short    string // tells the statements that are prepared from those on other tables
 }
 
 // newQueries is for a name that may have a schema in front.
@@ -118,7 +121,11 @@ func newQueries(name string) queries {
 	} else {
 		schema = `"` + schema + `".`
 	}
-	return queries{table: schema + `"` + table + `"`, sequence: text(schema+`"`+sequenceOf(table)+`"`) + "::regclass"}
+	sum := sha256.Sum256([]byte(name))
+	return queries{
+		table: schema + `"` + table + `"`, sequence: text(schema+`"`+sequenceOf(table)+`"`) + "::regclass",
+		short: hex.EncodeToString(sum[:8]),
+	}
 }
 
 func sequenceOf(table string) string { return table + "_token" }
@@ -127,31 +134,63 @@ func sequenceOf(table string) string { return table + "_token" }
 const columns = "t.connection_id,t.created,t.ttl,t.token,t.holder," + until + "*1000000-" + micros + " AS remains"
 
 // where finds the row of a key.
-func where(key string) string { return " WHERE t.name=" + text(key) }
+func where(key string) string { return whereName(text(key)) }
+
+func whereName(name string) string { return " WHERE t.name=" + name }
 
 // try takes the doorbell, if it is free, and then makes the row. Before that it removes a
 // row that this session, or one of its id, has left behind: with its doorbell held by the
 // session that it names, it would look like a hung holder's.
 func (q queries) try(key string, ttl int64, process string) string {
-	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=pg_backend_pid();" + q.claim(key, bell(key).ring(), ttl, process)
+	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=pg_backend_pid();" + q.claim(key, bellOf(key).ring(), ttl, process)
 }
 
 // claim makes the row, or replaces it, if rung is true, which is evaluated once and first.
 // It answers with how that went, and with the row that was there.
 func (q queries) claim(key, rung string, ttl int64, process string) string {
-	return "WITH bell AS MATERIALIZED (SELECT " + rung + " AS rung," + waited + " AS waited," + durable + ")," +
-		"old AS MATERIALIZED (SELECT " + columns + " FROM " + q.table + " t" + where(key) + ")," +
-		"new AS (" + q.insert(key, "pg_backend_pid()", ttl, process) + " RETURNING t.token,t.xmax<>0 AS replaced)" +
+	return "WITH " + q.claimed(text(key), rung, num(ttl), text(process))
+}
+
+func (q queries) claimed(name, rung, ttl, process string) string {
+	return "bell AS MATERIALIZED (SELECT " + rung + " AS rung," + waited + " AS waited," + durable + ")," +
+		"old AS MATERIALIZED (SELECT " + columns + " FROM " + q.table + " t" + whereName(name) + ")," +
+		"new AS (" + q.insert(name, "pg_backend_pid()", ttl, process) + " RETURNING t.token,t.xmax<>0 AS replaced)" +
 		" SELECT bell.rung,bell.waited,new.token,new.replaced," + oldColumns + " FROM bell LEFT JOIN new ON true LEFT JOIN old ON true"
+}
+
+// What is prepared is one statement, and in a transaction that the session's defaults
+// make; set_config takes the place of SET LOCAL.
+const (
+	nameArg, ttlArg, processArg = "$1::text", "$2::bigint", "$3::text"
+	tokenArg, pidArg            = "$2::bigint", "$3::bigint"
+
+	bounded = "set_config('lock_timeout','4000',true) IS NOT NULL"
+)
+
+// tryPrepared is try, with the name, the TTL and the process as arguments. A row that the
+// session has left behind is not removed before, but locked, until it is replaced. It
+// rings only under READ COMMITTED, and answers with NULL otherwise.
+func (q queries) tryPrepared() string {
+	ring := bell{"hashtextextended(" + nameArg + ",0)"}.ring()
+	return "WITH own AS MATERIALIZED (SELECT 1 FROM " + q.table + " t" + whereName(nameArg) + " AND t.connection_id=pg_backend_pid() FOR UPDATE)," +
+		q.claimed(nameArg, "CASE WHEN current_setting('transaction_isolation')='read committed' THEN CASE WHEN "+bounded+
+			" THEN CASE WHEN (SELECT count(*) FROM own)>=0 THEN "+ring+" END END END", ttlArg, processArg)
+}
+
+// releasePrepared is release, with the name, the token and the session as arguments.
+func (q queries) releasePrepared() string {
+	return "WITH limits AS MATERIALIZED (SELECT " + bounded + " AS set)," +
+		q.released(bell{"hashtextextended(" + nameArg + ",0)"}, whereName(nameArg),
+			" AND (SELECT set FROM limits) AND t.token="+tokenArg+" AND t.connection_id="+pidArg+" AND t.lock_acquired=1")
 }
 
 const oldColumns = "old.connection_id,old.created,old.ttl,old.token,old.holder,old.remains"
 
 // insert makes the row of a session whose doorbell the CTE bell is about. A token is
 // taken after that.
-func (q queries) insert(key, session string, ttl int64, process string) string {
+func (q queries) insert(name, session, ttl, process string) string {
 	return "INSERT INTO " + q.table + " AS t (name,connection_id,created,ttl,lock_acquired,token,holder)" +
-		" SELECT " + text(key) + "," + session + "," + seconds + "," + num(ttl) + ",1,nextval(" + q.sequence + ")," + text(process) +
+		" SELECT " + name + "," + session + "," + seconds + "," + ttl + ",1,nextval(" + q.sequence + ")," + process +
 		" FROM bell WHERE bell.rung ON CONFLICT (name) DO UPDATE SET connection_id=EXCLUDED.connection_id,created=EXCLUDED.created," +
 		"ttl=EXCLUDED.ttl,lock_acquired=1,token=greatest(EXCLUDED.token,t.token+1),holder=EXCLUDED.holder"
 }
@@ -160,16 +199,16 @@ func (q queries) insert(key, session string, ttl int64, process string) string {
 // late, when that has let go of it, must not replace the row of the next holder: it
 // replaces no row but the one that was there when it began.
 func (q queries) claimFor(key string, pid, start, ttl int64, process string) string {
-	return "WITH bell AS MATERIALIZED (SELECT " + ringsSince(bell(key).number(), pid, start) + " AS rung,0 AS waited," + durable + ")," +
+	return "WITH bell AS MATERIALIZED (SELECT " + ringsSince(bellOf(key).number, pid, start) + " AS rung,0 AS waited," + durable + ")," +
 		"old AS MATERIALIZED (SELECT " + columns + " FROM " + q.table + " t" + where(key) + ")," +
-		"new AS (" + q.insert(key, num(pid), ttl, process) +
+		"new AS (" + q.insert(text(key), num(pid), num(ttl), text(process)) +
 		" WHERE (t.connection_id,t.created,t.token)=(SELECT old.connection_id,old.created,old.token FROM old) RETURNING t.token,t.xmax<>0 AS replaced)" +
 		" SELECT bell.rung,bell.waited,new.token,new.replaced," + oldColumns + " FROM bell LEFT JOIN new ON true LEFT JOIN old ON true"
 }
 
 // tidy is what try does first, for another session, which does not hold the doorbell.
 func (q queries) tidy(key string, pid int64) string {
-	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=" + num(pid) + " AND NOT " + rings(bell(key).number(), num(pid))
+	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=" + num(pid) + " AND NOT " + rings(bellOf(key).number, num(pid))
 }
 
 func (q queries) look(key string) string {
@@ -186,7 +225,7 @@ func (q queries) takeOver(key string) string { return q.end(key, until+"<="+seco
 func (q queries) breakUp(key string, r *row) string { return q.end(key, as(r)) }
 
 func (q queries) end(key, condition string) string {
-	session := both(rings(bell(key).number(), "m.connection_id"), both(begun("m.connection_id", "m.created"), "pg_terminate_backend(m.connection_id::int)"))
+	session := both(rings(bellOf(key).number, "m.connection_id"), both(begun("m.connection_id", "m.created"), "pg_terminate_backend(m.connection_id::int)"))
 	return "WITH m AS (UPDATE " + q.table + " AS t SET lock_acquired=least(t.lock_acquired+1,100)" + where(key) + " AND " + condition +
 		" RETURNING " + columns + ",t.lock_acquired) SELECT m.connection_id,m.created,m.ttl,m.token,m.holder,m.remains,m.lock_acquired-1," + session + " FROM m"
 }
@@ -206,9 +245,13 @@ func mine(g sqllock.Grant) string {
 // were; -1 if the session has another grant of that name, of which nothing is touched, or
 // is about to be ended; and -2 if there is no row of it, where the doorbell is freed.
 func (q queries) release(g sqllock.Grant) string {
-	return "WITH gone AS (DELETE FROM " + q.table + " t" + mine(g) + " RETURNING 1) SELECT CASE WHEN EXISTS (SELECT 1 FROM gone) THEN " + bell(g.Key).freed() +
-		" WHEN EXISTS (SELECT 1 FROM " + q.table + " t" + where(g.Key) + " AND t.connection_id=pg_backend_pid()) THEN -1" +
-		" ELSE CASE " + bell(g.Key).freed() + " WHEN 0 THEN -2 ELSE -2 END END," + hasty
+	return "WITH " + q.released(bellOf(g.Key), where(g.Key), strings.TrimPrefix(mine(g), where(g.Key)))
+}
+
+func (q queries) released(k bell, where, grant string) string {
+	return "gone AS (DELETE FROM " + q.table + " t" + where + grant + " RETURNING 1) SELECT CASE WHEN EXISTS (SELECT 1 FROM gone) THEN " + k.freed() +
+		" WHEN EXISTS (SELECT 1 FROM " + q.table + " t" + where + " AND t.connection_id=pg_backend_pid()) THEN -1" +
+		" ELSE CASE " + k.freed() + " WHEN 0 THEN -2 ELSE -2 END END," + hasty
 }
 
 // drop removes the row of a grant over another session. It answers as release does, with
@@ -220,16 +263,16 @@ func (q queries) drop(g sqllock.Grant) string {
 
 // relinquish is release for whatever grant.
 func (q queries) relinquish(key string) string {
-	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=pg_backend_pid();" + bell(key).letGo()
+	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=pg_backend_pid();" + bellOf(key).letGo()
 }
 
 // isHeld is the condition that the session of g has the doorbell, asked there or
 // elsewhere.
 func isHeld(g sqllock.Grant, there bool) string {
 	if there {
-		return bell(g.Key).held()
+		return bellOf(g.Key).held()
 	}
-	return ringsSince(bell(g.Key).number(), g.Session, startOf(g))
+	return ringsSince(bellOf(g.Key).number, g.Session, startOf(g))
 }
 
 // left asks how many microseconds are left of g; there is no row if it is lost.
@@ -279,7 +322,7 @@ const about = ",coalesce(a.usename,''),coalesce(host(a.client_addr)||':'||a.clie
 
 // holder asks for whom there is to see of one key.
 func (q queries) holder(key string) string {
-	number := bell(key).number()
+	number := bellOf(key).number
 	return "SELECT t.name," + columns + "," + until + "," + alive(number) + ",o.pid" + about +
 		" FROM (SELECT (SELECT min(l.pid) FROM pg_locks l WHERE " + ringing(number) + ") AS pid) o" +
 		" LEFT JOIN " + q.table + " t ON t.name=" + text(key) +
@@ -295,20 +338,20 @@ func (q queries) holders() string {
 // spy is look for a Break: with whether the session of the row has the doorbell, and who
 // has it.
 func (q queries) spy(key string) string {
-	number := bell(key).number()
+	number := bellOf(key).number
 	return "SELECT " + columns + "," + alive(number) + ",o.pid FROM (SELECT (SELECT min(l.pid) FROM pg_locks l WHERE " + ringing(number) + ") AS pid) o" +
 		" LEFT JOIN " + q.table + " t ON t.name=" + text(key)
 }
 
 // remove removes a row as it was read, if its session does not hold its doorbell.
 func (q queries) remove(key string, r *row) string {
-	return "WITH gone AS (DELETE FROM " + q.table + " t" + where(key) + " AND " + as(r) + " AND NOT (" + alive(bell(key).number()) + ") RETURNING 1)" +
+	return "WITH gone AS (DELETE FROM " + q.table + " t" + where(key) + " AND " + as(r) + " AND NOT (" + alive(bellOf(key).number) + ") RETURNING 1)" +
 		" SELECT count(*) FROM gone"
 }
 
 // endBare ends a session that has the doorbell and no row.
 func endBare(key string, pid int64) string {
-	return "SELECT " + both(rings(bell(key).number(), num(pid)), "pg_terminate_backend("+num(pid)+")")
+	return "SELECT " + both(rings(bellOf(key).number, num(pid)), "pg_terminate_backend("+num(pid)+")")
 }
 
 // sweep removes what nobody holds. A row that is no more as it was read has been taken
