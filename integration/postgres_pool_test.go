@@ -388,25 +388,21 @@ func TestPoolPGTenThousandNames(t *testing.T) {
 		db := c.open()
 		db.SetMaxOpenConns(12)
 		p := poolOf(c, db, k)
-		locks := make([]*sqllock.Lock, 10000)
+		start := time.Now()
+		locks := make(sqllock.Locks, 0, 10000)
 		prefix := lockName("n")
-		var wg sync.WaitGroup
-		for g := range 20 {
-			wg.Go(func() {
-				for i := g; i < len(locks); i += 20 {
-					l, err := p.Lock(c.Context(), fmt.Sprint(prefix, i))
-					if err != nil {
-						c.Error(err)
-						return
-					}
-					locks[i] = l
-				}
-			})
+		for len(locks) < cap(locks) {
+			names := make([]string, 100)
+			for i := range names {
+				names[i] = fmt.Sprint(prefix, len(locks)+i)
+			}
+			more, err := p.LockAll(c.Context(), names)
+			if err != nil {
+				c.Fatal(err)
+			}
+			locks = append(locks, more...)
 		}
-		wg.Wait()
-		if c.Failed() {
-			return
-		}
+		c.Log(time.Since(start))
 		if n := c.granted(); n != len(locks) {
 			c.Errorf("%d locks are held on the server", n)
 		}
@@ -442,12 +438,14 @@ func TestPoolPGTenThousandNames(t *testing.T) {
 				c.Fatalf("%s should be lost", l.Name())
 			}
 		}
+		c.Log(time.Since(start))
 		for _, l := range on[ids[2]] {
 			if err := l.Release(c.Context()); (err != nil) != (l == victim) {
 				c.Errorf("%s: %v", l.Name(), err)
 			}
 		}
 		wantErr(c, "the lock that was freed", victim.Err(), sqllock.ErrLost)
+		c.Log(time.Since(start))
 		c.free(on[ids[0]][0].Name(), on[ids[1]][0].Name(), victim.Name())
 	})
 }
@@ -532,6 +530,14 @@ func (b spyPG) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Request)
 		b.sessions.Store(g.Session, conn)
 	}
 	return g, err
+}
+
+func (b spyPG) AcquireAll(ctx context.Context, conn *sql.Conn, reqs []sqllock.Request) ([]sqllock.Grant, error) {
+	gs, err := b.Backend.AcquireAll(ctx, conn, reqs)
+	if err == nil {
+		b.sessions.Store(gs[0].Session, conn)
+	}
+	return gs, err
 }
 
 // TestPoolPGOneOfAFew: one lock of a session is freed on the server. The watch asks about
