@@ -12,6 +12,10 @@ RACE = CGO_ENABLED=1 $(GO) test -race -count=1 $(TESTFLAGS)
 # under the race detector, and starts thirty processes.
 INPROCESS = ./cmd/demo ./internal/inprocess
 
+# What runs on PostgreSQL alone. Much of it waits, as the rest does, so the two halves
+# run beside each other.
+POSTGRES = PG|Postgres|Bouncer
+
 .PHONY: help demo test test-short torture bench plot fuzz lint format servers cc clean
 
 help: ## list the targets
@@ -28,7 +32,10 @@ demo: ## the invoice job on five web servers, with the lock and without (DSN=…
 
 test: cc servers ## all tests, with -race, on MariaDB, MySQL and PostgreSQL
 	$(RACE) ./...
-	cd integration && $(RACE) -timeout 20m $$($(GO) list ./... | grep -v -e /cmd/demo -e /internal/inprocess)
+	@echo 'cd integration && $(RACE) …: the tests on PostgreSQL beside the others'
+	@cd integration && $(RACE) -timeout 20m -run '$(POSTGRES)' . & postgres=$$!; \
+	cd integration && $(RACE) -timeout 20m -skip '$(POSTGRES)' $$($(GO) list ./... | grep -v -e /cmd/demo -e /internal/inprocess); others=$$?; \
+	wait $$postgres && [ $$others = 0 ]
 	cd integration && CGO_ENABLED=0 $(GO) test -count=1 $(TESTFLAGS) $(INPROCESS)
 	@[ -z "$(SKIP_SERVERS)" ] || echo "test: NOT tested, as SKIP_SERVERS says: $(SKIP_SERVERS)"
 

@@ -638,6 +638,23 @@ func TestPGTableLeavingFirst(t *testing.T) {
 	}
 	do(t, operator, "COMMIT")
 	release(t, <-granted)
+
+	// Neither does one that has to wait, be it for somebody who makes no row.
+	other := conn(t, db)
+	for range 3 { // as it does when its statements are prepared
+		l = acquire(t, k, back, "job")
+		do(t, back, "BEGIN")
+		release(t, l)
+		do(t, back, "COMMIT")
+		held := acquire(t, sqllock.New(pgadvisory.New()), other, "job")
+		granted, id = pgtLocking(t, k, back, "job")
+		pgtWaits(t, db, id, "advisory")
+		if n := rowsLeft(t, db); n != 0 {
+			t.Error("the session waits, and its old row is there")
+		}
+		release(t, held)
+		release(t, <-granted)
+	}
 	pgtClean(t, db)
 }
 

@@ -388,7 +388,6 @@ func TestPoolPGTenThousandNames(t *testing.T) {
 		db := c.open()
 		db.SetMaxOpenConns(12)
 		p := poolOf(c, db, k)
-		start := time.Now()
 		locks := make(sqllock.Locks, 0, 10000)
 		prefix := lockName("n")
 		for len(locks) < cap(locks) {
@@ -402,7 +401,6 @@ func TestPoolPGTenThousandNames(t *testing.T) {
 			}
 			locks = append(locks, more...)
 		}
-		c.Log(time.Since(start))
 		if n := c.granted(); n != len(locks) {
 			c.Errorf("%d locks are held on the server", n)
 		}
@@ -430,23 +428,34 @@ func TestPoolPGTenThousandNames(t *testing.T) {
 		if err := pgKill(c.Context(), c.direct, ids[0]); err != nil {
 			c.Fatal(err)
 		}
-		for _, l := range append(on[ids[0]], on[ids[1]]...) {
-			select {
-			case <-l.Done():
-				wantErr(c, l.Name(), l.Err(), sqllock.ErrLost)
-			case <-time.After(30 * time.Second):
-				c.Fatalf("%s should be lost", l.Name())
+		lost := func(locks ...*sqllock.Lock) {
+			c.Helper()
+			for _, l := range locks {
+				select {
+				case <-l.Done():
+					wantErr(c, l.Name(), l.Err(), sqllock.ErrLost)
+				case <-time.After(30 * time.Second):
+					c.Fatalf("%s should be lost", l.Name())
+				}
 			}
 		}
-		c.Log(time.Since(start))
+		lost(append(on[ids[0]], on[ids[1]]...)...)
 		for _, l := range on[ids[2]] {
+			if err := l.Err(); err != nil && l != victim {
+				c.Errorf("%s: %v", l.Name(), err)
+			}
+		}
+		for _, l := range on[ids[2]][:100] {
 			if err := l.Release(c.Context()); (err != nil) != (l == victim) {
 				c.Errorf("%s: %v", l.Name(), err)
 			}
 		}
 		wantErr(c, "the lock that was freed", victim.Err(), sqllock.ErrLost)
-		c.Log(time.Since(start))
 		c.free(on[ids[0]][0].Name(), on[ids[1]][0].Name(), victim.Name())
+		if err := pgKill(c.Context(), c.direct, ids[2]); err != nil {
+			c.Fatal(err)
+		}
+		lost(on[ids[2]][100:]...)
 	})
 }
 

@@ -16,7 +16,7 @@ func TestTorture(t *testing.T) {
 	for _, kind := range torture.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
 			needed(t, kind)
-			guarded, control := 6*time.Second, 3*time.Second
+			guarded, control := 5*time.Second, 3*time.Second
 			if kind != testdb.Postgres {
 				t.Parallel()
 				guarded, control = 14*time.Second, 5*time.Second

@@ -132,7 +132,8 @@ func stillQuery(key, ids string) string {
 
 // watchQuery answers with the numbers, counted from 0, of the grants that are held. A
 // session is told from a later one of the same id by when it began, where this role may
-// see that, as it may of its own.
+// see that, as it may of its own. IS TRUE keeps the server from making a nested loop of
+// it, since it takes pg_locks for one row: of thousands that would last for seconds.
 func watchQuery(grants []sqllock.Grant) string {
 	values := make([]string, len(grants))
 	for i, g := range grants {
@@ -144,7 +145,8 @@ func watchQuery(grants []sqllock.Grant) string {
 		values[i] = "(" + strconv.Itoa(i) + "," + strconv.FormatInt(g.Session, 10) + "," + pgsession.Number(g.Key) + ",'" + mode + "'," + strconv.FormatInt(own.start, 10) + "::bigint)"
 	}
 	return "SELECT coalesce(string_agg(v.i::text,','),'') FROM (VALUES " + strings.Join(values, ",") + ") v(i,pid,k,mode,start)" +
-		" JOIN pg_locks l ON l.pid=v.pid AND l.mode=v.mode AND l.granted AND " + here + " AND " + isKey("v.k") +
 		" LEFT JOIN pg_stat_get_activity(NULL) a ON a.pid=v.pid" +
-		" WHERE coalesce((extract(epoch FROM a.backend_start)*1000000)::bigint,v.start)=v.start"
+		" WHERE coalesce((extract(epoch FROM a.backend_start)*1000000)::bigint,v.start)=v.start" +
+		" AND ((v.pid,v.mode,((v.k>>32)&4294967295)::oid,(v.k&4294967295)::oid) IN" +
+		" (SELECT l.pid,l.mode,l.classid,l.objid FROM pg_locks l WHERE l.granted AND " + here + ")) IS TRUE"
 }

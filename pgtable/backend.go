@@ -71,7 +71,10 @@ func process() string {
 }
 
 // grant is what a grant keeps beside what everybody may know.
-type grant struct{ start int64 } // when its session began
+type grant struct {
+	start int64 // when its session began
+	plain bool  // its session's defaults fit no statement that is prepared
+}
 
 func startOf(g sqllock.Grant) int64 {
 	own, _ := g.State.(grant)
@@ -96,6 +99,7 @@ type attempt struct {
 	s       *pgsession.Session
 	state   *pgsession.State
 	pooled  bool // rows are read and written over the pool, in this step
+	plain   bool // what is prepared does not fit the session's defaults
 	tried   bool // the first step is over; the others begin with a look
 	row     row  // as it was last seen
 	killed  *row // whose session was told to end
@@ -221,7 +225,9 @@ func (a *attempt) try() error {
 	start := time.Now()
 	q := a.b.queries
 	ran, err := a.s.AskPrepared("try_"+q.short, q.tryPrepared, []string{a.req.Key, num(a.ttl), a.b.process}, c.dest()...)
-	if !ran || unfit(err) || err == nil && !c.rung.Valid {
+	a.plain = ran && (unfit(err) || err == nil && !c.rung.Valid)
+	left := ran && err == nil && !c.rung.Bool && c.old.session.Int64 == a.state.PID // to be removed before a wait rings
+	if !ran || a.plain || left {
 		c = claimed{}
 		err = a.s.Apart(q.try(a.req.Key, a.ttl, a.b.process), c.dest()...)
 	}
@@ -278,7 +284,7 @@ func (a *attempt) made(c *claimed, start time.Time) {
 	waited := min(max(length(c.waited.Int64, time.Microsecond), 0), time.Since(start))
 	a.granted, a.state.Held[a.req.Key] = true, true
 	a.grant = sqllock.Grant{
-		Key: a.req.Key, Session: a.state.PID, Token: c.token.Int64, State: grant{a.state.Start},
+		Key: a.req.Key, Session: a.state.PID, Token: c.token.Int64, State: grant{a.state.Start, a.plain},
 		Until: start.Add(waited).Add(length(a.ttl, time.Second)),
 	}
 	if c.replaced.Bool && a.row.there {
@@ -450,7 +456,10 @@ func (b *Backend) Release(ctx context.Context, conn *sql.Conn, g sqllock.Grant) 
 		var freed sql.NullInt64
 		var setting sql.NullString
 		q := b.queries
-		ran, err := s.AskPrepared("release_"+q.short, q.releasePrepared, []string{g.Key, num(g.Token), num(g.Session)}, &freed, &setting)
+		ran, err := false, error(nil)
+		if own, _ := g.State.(grant); !own.plain { // a transaction that is SERIALIZABLE may fail when the doorbell is free
+			ran, err = s.AskPrepared("release_"+q.short, q.releasePrepared, []string{g.Key, num(g.Token), num(g.Session)}, &freed, &setting)
+		}
 		if !ran || unfit(err) {
 			err = s.Apart(q.release(g), &freed, &setting)
 		}

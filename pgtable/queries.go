@@ -69,12 +69,15 @@ func (k bell) letGo() string {
 	return "SELECT " + k.freed() + " WHERE " + rings(k.number, "pg_backend_pid()")
 }
 
+// anyBell is the condition that a row l of pg_locks is of one of this database. To look
+// into pg_database would take a place in the lock table, which may be full.
+const anyBell = "l.locktype='advisory' AND l.objsubid=1 AND l.granted AND l.mode='ExclusiveLock'" +
+	" AND l.database=(SELECT datid FROM pg_stat_get_activity(pg_backend_pid()))"
+
 // ringing is the condition that a row l of pg_locks is of a doorbell, which the server
 // shows in two halves. Shared locks of that number are package pgadvisory's.
 func ringing(number string) string {
-	return "l.locktype='advisory' AND l.objsubid=1 AND l.granted AND l.mode='ExclusiveLock'" +
-		" AND l.database=(SELECT oid FROM pg_database WHERE datname=current_database())" +
-		" AND l.classid=(((" + number + ")>>32)&4294967295)::oid AND l.objid=((" + number + ")&4294967295)::oid"
+	return anyBell + " AND l.classid=(((" + number + ")>>32)&4294967295)::oid AND l.objid=((" + number + ")&4294967295)::oid"
 }
 
 // rings is whether the session of that id has the doorbell.
@@ -297,12 +300,14 @@ func grantRows(grants []sqllock.Grant) string {
 	for i, g := range grants {
 		values[i] = "(" + strconv.Itoa(i) + "," + text(g.Key) + "," + num(g.Token) + "::bigint," + num(g.Session) + "," + num(startOf(g)) + "::bigint)"
 	}
-	return "(VALUES " + strings.Join(values, ",") + ") v(i,key,token,pid,start) JOIN pg_locks l ON l.pid=v.pid AND " +
-		ringing("hashtextextended(v.key,0)") + " LEFT JOIN pg_stat_get_activity(NULL) a ON a.pid=v.pid"
+	return "(VALUES " + strings.Join(values, ",") + ") v(i,key,token,pid,start) LEFT JOIN pg_stat_get_activity(NULL) a ON a.pid=v.pid"
 }
 
-// isGrant is the condition that a row t is of a grant v that is held, and in time.
-const isGrant = "t.name=v.key AND t.token=v.token AND t.connection_id=v.pid AND t.lock_acquired=1 AND " + until + ">" + seconds +
+// isGrant is the condition that a row t is of a grant v that is held, and in time. IS TRUE
+// keeps the server from making a nested loop of it, since it takes pg_locks for one row:
+// of thousands that would last for seconds.
+const isGrant = "((v.pid,((hashtextextended(v.key,0)>>32)&4294967295)::oid,(hashtextextended(v.key,0)&4294967295)::oid) IN" +
+	" (SELECT l.pid,l.classid,l.objid FROM pg_locks l WHERE " + anyBell + ")) IS TRUE AND t.name=v.key AND t.token=v.token AND t.connection_id=v.pid AND t.lock_acquired=1 AND " + until + ">" + seconds +
 	" AND coalesce((extract(epoch FROM a.backend_start)*1000000)::bigint,v.start)=v.start"
 
 // watch answers with the numbers, counted from 0, of the grants that are held.

@@ -143,7 +143,8 @@ func (k *Locker) Lock(ctx context.Context, conn *sql.Conn, name string, opts ...
 //
 // In the second case the error matches the error and the cause of ctx, and [ErrBusy] if
 // somebody else held the lock. On failure nothing has been acquired, and tx can go on as
-// if nothing had been tried, unless the error matches [ErrSessionGone]. A transaction
+// if nothing had been tried, unless the error matches [ErrSessionGone], or is one that the
+// server has for a statement, such as [ErrInterrupted]: that fails a transaction. A transaction
 // that has read before it waits may not see what the holder before it has committed:
 // take the lock first, under READ COMMITTED. [ErrUnsupported] is returned by backends
 // that have no such locks. How soon a cancellation ends the wait is up to the backend.

@@ -203,6 +203,9 @@ func (p *Pool) remove(q *queue, key string) {
 
 // obtain acquires on the server for pl, which has the turn and keeps it.
 func (p *Pool) obtain(ctx context.Context, pl *place) (*tenure, error) {
+	if err := p.behind(ctx, pl); err != nil {
+		return nil, err
+	}
 	t := pl.inherited
 	for {
 		if t != nil {
@@ -244,6 +247,32 @@ func (p *Pool) obtain(ctx context.Context, pl *place) (*tenure, error) {
 			t = nil
 		}
 	}
+}
+
+// behind has one who is to share a lock let those of this process go first who wait on
+// the server to have it alone: it could take the connection that they wait on.
+func (p *Pool) behind(ctx context.Context, pl *place) error {
+	for pl.req.Shared {
+		p.mu.Lock()
+		q := p.queues[pl.req.Key]
+		if q == nil || q.attempt == nil || q.attempt.over() {
+			p.mu.Unlock()
+			return nil
+		}
+		busy, done := q.busy(), q.attempt.done
+		p.mu.Unlock()
+		if !pl.req.Wait {
+			return busy
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrBusy, endOf(ctx))
+		case <-p.closing:
+			return fmt.Errorf("%w: %w", ErrBusy, ErrClosed)
+		}
+	}
+	return nil
 }
 
 // wait waits for an attempt.

@@ -164,6 +164,17 @@ type WaitingCall struct {
 	Problem string // what it waits for before it can wait for the lock: a connection, and who has them
 }
 
+// sharing is who has a lock that is waited for on the server: whoever has it in this
+// process shares it, or is waited for by one who is to share it. The caller has mu.
+func (p *Pool) sharing(key string) string {
+	for t := range p.held {
+		if t.place.req.Key == key {
+			return t.place.by()
+		}
+	}
+	return "another process"
+}
+
 // Snapshot returns what is held and what is waited for, both by age, the oldest
 // first. It asks nothing of the server; [Locker.Holder] tells who holds a lock
 // there.
@@ -185,12 +196,11 @@ func (p *Pool) Snapshot() Snapshot {
 		s.Held = append(s.Held, h)
 	}
 	for _, q := range p.queues {
-		holder := ""
-		if q.attempt != nil {
-			holder = "another process"
-		}
 		for _, c := range q.calls() {
-			w := WaitingCall{Name: c.name, By: c.by(), Since: c.since, For: now.Sub(c.since), Holder: holder}
+			w := WaitingCall{Name: c.name, By: c.by(), Since: c.since, For: now.Sub(c.since)}
+			if q.attempt != nil {
+				w.Holder = p.sharing(c.req.Key)
+			}
 			if c != q.turn && q.turn != nil {
 				w.Holder = q.turn.by()
 			}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,12 +48,13 @@ func (postgres) backend(f form, pool *sql.DB) sqllock.Backend {
 	return pgadvisory.New()
 }
 
-// levels: in the two that have a snapshot the server itself keeps a transaction from
-// changing what another one has changed since.
+// levels are READ COMMITTED, which is the default, for the most part. In the others the
+// server itself keeps a transaction from changing what another one has changed since it
+// began, and a mistake of txguard from being seen.
 func (postgres) levels(guarded bool) []sql.IsolationLevel {
-	levels := []sql.IsolationLevel{sql.LevelDefault, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable}
-	if !guarded {
-		return levels[:2]
+	levels := slices.Repeat([]sql.IsolationLevel{sql.LevelDefault, sql.LevelReadCommitted}, 3)
+	if guarded {
+		levels = append(levels, sql.LevelRepeatableRead, sql.LevelSerializable)
 	}
 	return levels
 }
