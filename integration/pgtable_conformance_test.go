@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/sqllock/go-sqllock/migrations"
 	"github.com/sqllock/go-sqllock/pgtable"
-	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/sqllock/locktest"
 
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
@@ -37,21 +36,15 @@ func sameDatabase(tb testing.TB, s *testdb.Server, db *sql.DB, change ...func(*p
 	return openPG(tb, s, append([]func(*pgx.ConnConfig){func(c *pgx.ConnConfig) { c.Database = name }}, change...)...)
 }
 
+// TestConformancePGTable has a pool lent, which is more to go wrong. What does without one
+// is in the tests of this package, and in those of Pool.
 func TestConformancePGTable(t *testing.T) {
 	s := postgres(t)
-	for name, lent := range map[string]bool{"plain": false, "pool": true} {
-		t.Run(name, func(t *testing.T) {
-			db := pgLockTable(t, s)
-			var opts []pgtable.Option
-			if lent {
-				opts = append(opts, pgtable.WithPool(db))
-			}
-			locktest.Run(t, locktest.Config{
-				Backend: sqllock.Backend(pgtable.New(time.Minute, opts...)),
-				Open:    func(t *testing.T) *sql.DB { t.Helper(); return sameDatabase(t, s, db) },
-				Kill:    pgKill,
-				Waiters: pgWaiters,
-			})
-		})
-	}
+	db := pgLockTable(t, s)
+	locktest.Run(t, locktest.Config{
+		Backend: pgtable.New(time.Minute, pgtable.WithPool(db)),
+		Open:    func(t *testing.T) *sql.DB { t.Helper(); return sameDatabase(t, s, db) },
+		Kill:    pgKill,
+		Waiters: pgWaiters,
+	})
 }

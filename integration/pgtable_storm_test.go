@@ -114,7 +114,7 @@ func (st *pgStorm) locked(ctx context.Context, c *sql.Conn, n int) (done bool, e
 	tx, err := c.BeginTx(ctx, nil)
 	if err == nil {
 		err = st.count(ctx, tx, l.Token())
-		if n%160 == 80 && err == nil && st.hangs.Load() < 3 {
+		if n%240 == 120 && err == nil && st.hangs.Load() < 3 {
 			st.hangs.Add(1)
 			st.hanging.Store(true)
 			for ctx.Err() == nil && err == nil { // until the session has been ended

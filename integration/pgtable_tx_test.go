@@ -210,7 +210,7 @@ func TestPGTableExtendBesideTransaction(t *testing.T) {
 	db := pgLockTable(t, s)
 	do(t, db, "CREATE TABLE work (id int PRIMARY KEY)")
 	do(t, db, "INSERT INTO work VALUES (1)")
-	k := sqllock.New(pgtable.New(time.Second, pgtable.WithPool(sameDatabase(t, s, db))))
+	k := sqllock.New(pgtable.New(2*time.Second, pgtable.WithPool(sameDatabase(t, s, db))))
 	c, blocker, other := conn(t, db), conn(t, db), conn(t, db)
 	l := acquire(t, k, c, "job")
 	tx, err := c.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
@@ -227,7 +227,7 @@ func TestPGTableExtendBesideTransaction(t *testing.T) {
 	}()
 	first := l.Grant().Until
 	for time.Now().Before(first.Add(1100 * time.Millisecond)) {
-		if err := l.Extend(t.Context(), 2*time.Second); err != nil {
+		if err := l.Extend(t.Context(), time.Minute); err != nil {
 			t.Fatalf("Extend: %v", err)
 		}
 		_, err := k.TryLock(t.Context(), other, "job")

@@ -1193,10 +1193,11 @@ func operatorSQL(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, block, _ := strings.Cut(string(page), "```sql\n")
-	block, _, _ = strings.Cut(block, "```")
-	statements := strings.Split(block, ";\n")
-	if len(statements) != 5 || statements[4] != "" {
+	blocks := strings.Split(string(page), "```sql\n")
+	rights, _, _ := strings.Cut(blocks[1], "```")
+	night, _, _ := strings.Cut(blocks[2], "```")
+	statements := append(strings.Split(night, ";\n"), rights)
+	if len(blocks) != 3 || len(statements) != 6 || statements[4] != "" {
 		t.Fatalf("the page has the statements %q", statements)
 	}
 	return statements

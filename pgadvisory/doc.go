@@ -112,7 +112,8 @@
 // allowed. Two sessions that wait for each other, in row locks, too, are found by the
 // server after deadlock_timeout (a second), [sqllock.ErrDeadlock]; the transaction that is
 // open on the session is then taken back to before the wait. A transaction that has begun
-// to read before it waits for the lock may have its snapshot from before. Before version 13
+// to read before it waits for the lock may have its snapshot from before; that of
+// [sqllock.Locker.LockTx] has to be READ COMMITTED, and take the lock before any savepoint. Before version 13
 // the session's own statement_timeout ends a wait. Waits longer
 // than log_lock_waits allows, and each deadline that passes, are in the server's log.
 package pgadvisory

@@ -38,7 +38,7 @@ func Example() {
 func Example_pgBouncer() {
 	locker := sqllock.New(pgadvisory.New(), sqllock.WithNamespace("billing"))
 	closeMonth := func(ctx context.Context, db *sql.DB, month string) error {
-		tx, err := db.BeginTx(ctx, nil)
+		tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 		if err != nil {
 			return err
 		}

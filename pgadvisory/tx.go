@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,15 +26,19 @@ const txSlice = time.Second
 // poolers do no harm; a standby or a look-alike is refused as for other locks.
 func (b *Backend) AcquireTx(ctx context.Context, tx *sql.Tx, req sqllock.Request) error {
 	var got, standby sql.NullBool
-	var version sql.NullString
+	var version, level sql.NullString
 	l := lock{req.Key, req.Shared}
-	query := l.xact("pg_try_advisory_xact_lock") + " got,version(),pg_is_in_recovery()"
-	err := pgsession.AskOver(ctx, tx, query, &got, &version, &standby)
+	query := l.xact("pg_try_advisory_xact_lock") + " got,version(),pg_is_in_recovery(),current_setting('transaction_isolation')"
+	err := pgsession.AskOver(ctx, tx, query, &got, &version, &standby, &level)
 	if err != nil {
 		return err
 	}
 	if err := pgsession.Refused(version.String, standby.Bool, b.allowed, "pgadvisory"); err != nil {
 		return fmt.Errorf("%w; roll the transaction back", err) // it may have the lock
+	}
+	if level.String != "read committed" && level.String != "read uncommitted" {
+		return fmt.Errorf("%w: the transaction is %s, and would not see what the holder before it has committed: "+
+			"roll it back, and begin it with sql.LevelReadCommitted", sqllock.ErrUnsupported, strings.ToUpper(level.String))
 	}
 	for !got.Bool {
 		if !req.Wait || pgsession.Ended(ctx) {

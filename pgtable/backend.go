@@ -114,6 +114,8 @@ func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Reque
 	for {
 		err := pgsession.Use(conn, func(s *pgsession.Session) error { return a.step(ctx, s) })
 		switch {
+		case errors.Is(err, errNoSpare) && ctx.Err() != nil && !errors.Is(err, sqllock.ErrSessionGone):
+			return sqllock.Grant{}, a.busy() // the wait has ended
 		case err != nil:
 			return sqllock.Grant{}, err
 		case a.granted:
@@ -555,7 +557,11 @@ func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Gra
 		}
 	}
 	if inside {
-		err = b.withPool(ctx, spareTime, func(s *pgsession.Session) error { return s.Apart(b.queries.left(g, false), &left) })
+		patience := spareTime
+		if spared {
+			patience = poolTime // nothing else will do
+		}
+		err = b.withPool(ctx, patience, func(s *pgsession.Session) error { return s.Apart(b.queries.left(g, false), &left) })
 	}
 	rest := length(left.Int64, time.Microsecond)
 	switch {

@@ -1,8 +1,8 @@
 // Package pgtable is the lock backend on a table of leases in PostgreSQL, shared_locks:
 // a lock ends by itself when its TTL is over, even if its holder hangs, since the next one
 // ends the holder's session and waits until the server has rolled its transaction back.
-// Grants have fencing tokens. It is to PostgreSQL what package table is to MySQL: protocol,
-// columns and errors are the same. The table and the sequence of the tokens are made by the
+// Grants have fencing tokens. It is to PostgreSQL what package table is to MySQL: columns,
+// calls and errors are the same. The table and the sequence of the tokens are made by the
 // package migrations; the driver is github.com/jackc/pgx/v5/stdlib.
 //
 // # Two things make a lock
@@ -42,6 +42,12 @@
 //	watch    SELECT of a thousand grants which of them extend would find
 //	check    SELECT what is left WHERE the row is of this grant and its session has the
 //	         doorbell; in a transaction, whether the session has it
+//
+// Outside of transactions a session prepares try and release when it runs them for the
+// second time, which takes one more round trip, once. A try that is prepared is one
+// statement: it locks the leaving until it is replaced, and has DELETE follow if it did not
+// get the doorbell. Where the defaults of the session are not READ COMMITTED, it tells so
+// and takes nothing, and the message follows: two round trips. READ ONLY ones likewise.
 //
 // Acquire is a try: granted in one round trip, or, where the doorbell is taken, busy in
 // one. A request that waits goes on with a wait, whose answer is the grant. If the row is

@@ -43,7 +43,7 @@ func (b *Backend) List(ctx context.Context, db *sql.DB) ([]sqllock.Holder, error
 	if err := pgsession.Use(conn, func(*pgsession.Session) error { return nil }); err != nil { // it is of another driver
 		return nil, fmt.Errorf("pgtable: list: %w", err)
 	}
-	rows, err := conn.QueryContext(ctx, b.queries.holders(), pgx.QueryExecModeSimpleProtocol)
+	rows, err := conn.QueryContext(ctx, b.queries.holders(), pgx.QueryExecModeExec)
 	if err != nil {
 		return nil, fmt.Errorf("pgtable: list: %w", b.explain(err))
 	}

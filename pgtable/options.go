@@ -14,16 +14,16 @@ type option func(*Backend)
 
 func (o option) apply(b *Backend) { o(b) }
 
-var identifiers = regexp.MustCompile(`^([0-9A-Za-z_$]{1,63}\.)?[0-9A-Za-z_$]{1,57}$`)
+var identifiers = regexp.MustCompile(`^([0-9A-Za-z_$]{1,63}\.)?[0-9A-Za-z_$]{1,55}$`)
 
 // WithTable names the table, with its schema in front if it is not in the search_path
 // of the sessions: "locks.shared_locks". Without it the table is called shared_locks. The
 // sequence of the tokens is called as the table, with "_token" behind it. Letter case
-// counts. It panics unless the schema is 1 to 63, and the table 1 to 57, ASCII letters,
+// counts. It panics unless the schema is 1 to 63, and the table 1 to 55, ASCII letters,
 // digits, "_" or "$".
 func WithTable(name string) Option {
 	if !identifiers.MatchString(name) {
-		panic("pgtable: WithTable(\"" + name + "\"): a table is named by up to 57 letters, digits, _ and $, with a schema and a dot in front if need be")
+		panic("pgtable: WithTable(\"" + name + "\"): a table is named by up to 55 letters, digits, _ and $, with a schema and a dot in front if need be")
 	}
 	return option(func(b *Backend) { b.name = name })
 }

@@ -180,11 +180,11 @@ type Grant struct {
 // value.
 type Holder struct {
 	Key      string // the name on the server
-	Session  int64  // the server's id of the session, as KILL takes it
+	Session  int64  // the server's id of the session, as KILL or pg_terminate_backend takes it
 	User     string // the database user
 	Host     string // where it is connected from, "host:port" on most servers
 	Database string // its default database
-	State    string // what it is doing, "Sleep" when it runs no statement
+	State    string // what it is doing; "Sleep", or on PostgreSQL "idle", when it runs no statement
 	Process  string // what the process said of itself, as "host/pid program"
 	Token    int64  // of its grant
 
@@ -194,7 +194,7 @@ type Holder struct {
 	Alive bool
 
 	// Since is when the lock was granted or last extended, by the server's
-	// clock in whole seconds. A backend on user-level locks alone tells when the
+	// clock in whole seconds. A backend on user-level or advisory locks alone tells when the
 	// session came into its State, its last statement if it is idle: the server
 	// keeps no record of when a lock was granted, so the lock may be older; that
 	// of a Do is checked every second or so, and looks no older than that.

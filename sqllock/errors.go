@@ -41,7 +41,7 @@ var (
 	ErrSessionGone = errors.New("sqllock: the session is gone")
 
 	// ErrInterrupted is returned by TryLock and Lock when the statement was
-	// ended from outside, by KILL QUERY or a limit on execution time. The
+	// ended from outside, by KILL QUERY, pg_cancel_backend or a limit on execution time. The
 	// session is usable and does not hold the lock.
 	ErrInterrupted = errors.New("sqllock: the statement was interrupted on the server")
 

@@ -136,18 +136,19 @@ func (k *Locker) Lock(ctx context.Context, conn *sql.Conn, name string, opts ...
 }
 
 // LockTx acquires name for the transaction tx, waiting until it is granted or ctx ends.
-// The lock ends with tx, by whichever way that does, so there is no handle: what tx
-// commits was done under the lock, and nobody can free it before. It excludes, and is
-// excluded by, locks of the same name of sessions. It is for poolers that lend a server's
-// session for the length of a transaction, where those can't be had.
+// The lock ends with tx, so there is no handle: with its commit, its rollback, a statement
+// of it that fails, or a ROLLBACK TO a savepoint that was set before LockTx. Take it first
+// of all; then what tx commits was done under the lock. It excludes, and is excluded by,
+// locks of the same name of sessions. It is for poolers that lend a server's session for
+// the length of a transaction, where those can't be had.
 //
-// In the second case the error matches the error and the cause of ctx, and [ErrBusy] if
+// When ctx has ended the error matches the error and the cause of ctx, and [ErrBusy] if
 // somebody else held the lock. On failure nothing has been acquired, and tx can go on as
 // if nothing had been tried, unless the error matches [ErrSessionGone], or is one that the
-// server has for a statement, such as [ErrInterrupted]: that fails a transaction. A transaction
-// that has read before it waits may not see what the holder before it has committed:
-// take the lock first, under READ COMMITTED. [ErrUnsupported] is returned by backends
-// that have no such locks. How soon a cancellation ends the wait is up to the backend.
+// server has for a statement, such as [ErrInterrupted]: that fails a transaction.
+// [ErrUnsupported] is returned by backends that have no such locks, and for a transaction
+// that would not see what the holder before has committed: with package pgadvisory it has
+// to be READ COMMITTED. How soon a cancellation ends the wait is up to the backend.
 func (k *Locker) LockTx(ctx context.Context, tx *sql.Tx, name string, opts ...LockOption) error {
 	return k.acquireTx(ctx, tx, name, "lock", opts)
 }
@@ -165,7 +166,7 @@ func (k *Locker) acquireTx(ctx context.Context, tx *sql.Tx, name, op string, opt
 	switch {
 	case err != nil:
 	case !ok:
-		err = fmt.Errorf("%w: %T has no locks for the length of a transaction", ErrUnsupported, k.backend)
+		err = fmt.Errorf("%w: %T has no locks for the length of a transaction; package pgadvisory has", ErrUnsupported, k.backend)
 	case tx == nil:
 		err = errors.New("the *sql.Tx is nil: begin one")
 	case req.pooled != pooled{}:
@@ -312,7 +313,7 @@ func (k *Locker) request(name string, opts []LockOption) (req Request, err error
 }
 
 func errNoTTL(b Backend) error {
-	return fmt.Errorf("%w: locks of %T have no TTL; they live as long as their session", ErrUnsupported, b)
+	return fmt.Errorf("%w: locks of %T have no TTL; they live as long as their session, or their transaction", ErrUnsupported, b)
 }
 
 // Break takes name from its holder: it ends the holder's session, whose open

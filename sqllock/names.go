@@ -34,9 +34,9 @@ const (
 // The rule is stable: it does not change between versions of this package.
 // Within a namespace two different names never have one key (short of a
 // collision of hashes), and neither do names in two different namespaces; but
-// "a:b" without a namespace is "b" in the namespace "a". MySQL, and the lock
-// table, compare keys without regard to letter case, so there "Job" and "job"
-// exclude each other.
+// "a:b" without a namespace is "b" in the namespace "a". MySQL, and
+// package table, compare keys without regard to letter case, so there "Job" and "job"
+// exclude each other; others compare bytes.
 //
 // Key returns [ErrInvalidName] for the empty name.
 func Key(namespace, name string) (string, error) {

@@ -38,27 +38,14 @@ func (s *Session) AskWithin(ctx context.Context, query string, dest ...sql.Scann
 	if s.Busy() {
 		return errRows
 	}
-	var last []sql.NullString
-	answers := s.pg.Exec(ctx, query)
-	for answers.NextResult() {
-		rows := answers.ResultReader()
-		for rows.NextRow() {
-			last = texts(rows.Values(), last[:0])
-		}
-		_, _ = rows.Close() // Close of all answers returns the error
-	}
-	err := answers.Close()
+	last, err := s.exec(ctx, query)
 	switch {
 	case err != nil && ctx.Err() != nil && Code(err) == "":
 		return fmt.Errorf("%w: %w", ctx.Err(), err)
 	case err != nil:
 		return Classify(err)
-	case len(dest) == 0:
-		return nil
-	case last == nil:
-		return sql.ErrNoRows
 	}
-	return scan(last, dest)
+	return found(last, dest)
 }
 
 // NotCommitted reports whether err, of a COMMIT, is the server's answer that nothing was

@@ -37,23 +37,5 @@ func (s *Session) Claim(ctx context.Context, d time.Duration, lock, claim string
 	if s.Tx() != Idle {
 		return fmt.Errorf("%w: its statement would join that", sqllock.ErrInTransaction)
 	}
-	return s.cancellableAsk(ctx, apart+s.limits(d)+lock+";"+rowLimit()+claim, d+RowTime+AnswerTime, dest)
-}
-
-// cancellableAsk is cancellable for a query with an answer.
-func (s *Session) cancellableAsk(ctx context.Context, query string, bound time.Duration, dest []sql.Scanner) error {
-	running, answered := context.WithCancel(context.WithoutCancel(ctx))
-	defer answered()
-	canceled := make(chan error, 1)
-	unwatch := context.AfterFunc(ctx, func() { canceled <- s.cancel(ctx, running) })
-	err := s.run(query, bound, dest)
-	answered()
-	if !unwatch() {
-		// ctx has ended. The cancel request, if there was one, has been answered before
-		// anything else is sent.
-		if failed := <-canceled; failed != nil {
-			return fmt.Errorf("%w: the wait could not be cancelled: %w", sqllock.ErrSessionGone, failed)
-		}
-	}
-	return err
+	return s.cancellable(ctx, apart+s.limits(d)+lock+";"+rowLimit()+claim, d+RowTime+AnswerTime, dest)
 }

@@ -93,7 +93,7 @@ func (s *Session) look(st *State, allowed Risk, pkg string) error {
 	}
 	if said := int64(s.pg.PID()); said != pid.Int64 && allowed&Pooler == 0 {
 		return refuse("a pooler is between this process and the server (the connection was told it had process %d, and has %d). In "+
-			"transaction mode PgBouncer lets sessions change hands, and a lock of a session excludes nobody: use Locker.LockTx, "+
+			"transaction mode PgBouncer lets sessions change hands, and a lock of a session excludes nobody: use Locker.LockTx of package pgadvisory, "+
 			"whose lock ends with the transaction, or a connection past the pooler; if it is in session mode, %s", said, pid.Int64, accept(pkg, "Pooler"))
 	}
 	st.PID, st.Start, st.version, st.taken = pid.Int64, start.Int64, strings.ToLower(version.String), allowed

@@ -72,7 +72,7 @@ func driverConn(dc any) (*pgconn.PgConn, error) {
 		}
 		inner = w.Raw()
 	}
-	return nil, fmt.Errorf("%w: the pool's connections are of the driver %T, and have to be those of github.com/jackc/pgx/v5/stdlib", sqllock.ErrUnsupported, dc)
+	return nil, fmt.Errorf("%w: the pool's connections are of the driver %T, and have to be those of github.com/jackc/pgx/v5/stdlib; on MySQL and MariaDB use mysqlnamed, or table", sqllock.ErrUnsupported, dc)
 }
 
 // Tx is the state of the session's transaction, as of its last answer.
@@ -165,10 +165,8 @@ func (s *Session) AskPrepared(name string, text func() string, args []string, de
 		return false, nil
 	case err != nil:
 		return true, err
-	case row == nil:
-		return true, sql.ErrNoRows
 	}
-	return true, scan(row, dest)
+	return true, found(row, dest)
 }
 
 // Number is the 64 bits of a lock on the server.
@@ -182,26 +180,38 @@ func (s *Session) run(query string, bound time.Duration, dest []sql.Scanner) err
 		return errRows
 	}
 	var last []sql.NullString
-	err := s.bounded(bound, func() error {
-		answers := s.pg.Exec(unwatched, query)
-		for answers.NextResult() {
-			rows := answers.ResultReader()
-			for rows.NextRow() {
-				last = texts(rows.Values(), last[:0])
-			}
-			_, _ = rows.Close() // Close of all answers returns the error
-		}
-		return answers.Close()
-	})
-	switch {
-	case err != nil:
+	err := s.bounded(bound, func() (err error) {
+		last, err = s.exec(unwatched, query)
 		return err
+	})
+	if err != nil {
+		return err
+	}
+	return found(last, dest)
+}
+
+// exec runs statements, and returns the last row that they answer with.
+func (s *Session) exec(ctx context.Context, query string) (last []sql.NullString, err error) {
+	answers := s.pg.Exec(ctx, query)
+	for answers.NextResult() {
+		rows := answers.ResultReader()
+		for rows.NextRow() {
+			last = texts(rows.Values(), last[:0])
+		}
+		_, _ = rows.Close() // Close of all answers returns the error
+	}
+	return last, answers.Close()
+}
+
+// found scans a row that has to be there if it is wanted.
+func found(row []sql.NullString, dest []sql.Scanner) error {
+	switch {
 	case len(dest) == 0:
 		return nil
-	case last == nil:
+	case row == nil:
 		return sql.ErrNoRows
 	}
-	return scan(last, dest)
+	return scan(row, dest)
 }
 
 // bounded calls f, which sends a statement and reads its answer. It is given up after

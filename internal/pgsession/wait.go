@@ -2,6 +2,7 @@ package pgsession
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"strconv"
@@ -56,7 +57,7 @@ func (s *Session) Wait(ctx context.Context, d time.Duration, lock, after string)
 	if inTx {
 		query = savepoint + query + ";" + Undo
 	}
-	err := s.cancellable(ctx, query, d+AnswerTime)
+	err := s.cancellable(ctx, query, d+AnswerTime, nil)
 	if err != nil && inTx && !errors.Is(err, sqllock.ErrSessionGone) {
 		if failed := s.Ask(Undo); failed != nil && !errors.Is(failed, sqllock.ErrSessionGone) {
 			return fmt.Errorf("%w: the transaction could not be taken back to where it was: %w", sqllock.ErrSessionGone, failed)
@@ -118,13 +119,13 @@ func (s *Session) version() int {
 	return n
 }
 
-// cancellable runs a query that ctx may end on the server.
-func (s *Session) cancellable(ctx context.Context, query string, bound time.Duration) error {
+// cancellable is run for a query that ctx may end on the server.
+func (s *Session) cancellable(ctx context.Context, query string, bound time.Duration, dest []sql.Scanner) error {
 	running, answered := context.WithCancel(context.WithoutCancel(ctx))
 	defer answered()
 	canceled := make(chan error, 1)
 	unwatch := context.AfterFunc(ctx, func() { canceled <- s.cancel(ctx, running) })
-	err := s.run(query, bound, nil)
+	err := s.run(query, bound, dest)
 	answered()
 	if !unwatch() {
 		// ctx has ended. The cancel request, if there was one, has been answered before

@@ -79,6 +79,10 @@ var lookalikes = []string{ //nolint:gochecknoglobals // a constant, if Go had th
 // Look asks the server what it is, for the backend in pkg, and returns its version, or an error that
 // matches sqllock.ErrUnsupported if its locks are not to be trusted.
 func Look(ctx context.Context, s *session.Session, allowed Risk, pkg string) (version string, err error) {
+	if name := fmt.Sprintf("%T", s.Driver()); name == "*stdlib.Conn" { // by its name, since only who uses pgx should link it
+		return "", fmt.Errorf("%w: the pool's connections are of the driver %s, and have to be those of github.com/go-sql-driver/mysql; on PostgreSQL use pgadvisory, or pgtable",
+			sqllock.ErrUnsupported, name)
+	}
 	vars, err := variables(ctx, s)
 	if err != nil {
 		return "", err

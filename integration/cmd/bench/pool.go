@@ -5,11 +5,15 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
 	"github.com/sqllock/go-sqllock/sqllock"
 
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
@@ -139,35 +143,46 @@ type watch struct {
 
 // measure tells what the process spends more with the locks than without, as a
 // share of one core.
-func (w watch) measure(ctx context.Context, s *testdb.Server) (result, error) {
-	return with(ctx, s, func(b *bench) (res result, err error) {
-		db, err := open(s)
-		if err != nil {
-			return result{}, err
+func (w watch) measure(ctx context.Context, s *testdb.Server) (res result, err error) {
+	var sent atomic.Int64
+	db, err := openCounted(s, &sent)
+	if err != nil {
+		return result{}, err
+	}
+	defer db.Close() //nolint:errcheck // nothing depends on it
+	err = withPool(ctx, db, sqllock.New(named(s)), func(p *sqllock.Pool) error {
+		if err := p.Do(ctx, name, nothing); err != nil {
+			return err
 		}
-		defer db.Close() //nolint:errcheck // nothing depends on it
-		err = withPool(ctx, db, sqllock.New(named(s)), func(p *sqllock.Pool) error {
-			if err := p.Do(ctx, name, nothing); err != nil {
-				return err
-			}
-			empty, err := b.idle(w.time / 2)
-			if err != nil {
-				return err
-			}
-			locks, err := hold(ctx, p, w.names)
-			defer func() { err = errors.Join(err, free(ctx, locks)) }()
-			if err != nil {
-				return err
-			}
-			full, err := b.idle(w.time)
-			if err != nil {
-				return err
-			}
-			res = result{Ours: full.String(), Peer: "empty Pool: " + empty.String(), Ratio: full.cpu - empty.cpu}
-			return lostLocks(locks)
-		})
-		return res, err
+		empty, err := idle(w.time/2, &sent)
+		if err != nil {
+			return err
+		}
+		locks, err := hold(ctx, p, w.names)
+		defer func() { err = errors.Join(err, free(ctx, locks)) }()
+		if err != nil {
+			return err
+		}
+		full, err := idle(w.time, &sent)
+		if err != nil {
+			return err
+		}
+		res = result{Ours: full.String(), Peer: "empty Pool: " + empty.String(), Ratio: full.cpu - empty.cpu}
+		return lostLocks(locks)
 	})
+	return res, err
+}
+
+// openCounted is open for a pool whose statements are counted: each is a packet.
+func openCounted(s *testdb.Server, sent *atomic.Int64) (*sql.DB, error) {
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+		return recorder{conn, func([]byte) { sent.Add(1) }}, err
+	}
+	if s.Kind == testdb.Postgres {
+		return testdb.OpenPostgres(s.DSN, func(c *pgx.ConnConfig) { c.DialFunc = dial })
+	}
+	return testdb.OpenDB(s.DSN, func(c *mysql.Config) { c.DialFunc = dial })
 }
 
 // holders is how many goroutines acquire and release many names.
@@ -217,19 +232,16 @@ func lostLocks(locks []*sqllock.Lock) error {
 	return nil
 }
 
-// load is what a process and a server do in a second.
-type load struct{ cpu, questions float64 }
+// load is what a process does, and sends, in a second.
+type load struct{ cpu, statements float64 }
 
 func (l load) String() string {
-	return fmt.Sprintf("%.2f ms CPU/s, %.1f questions/s", l.cpu*1000, l.questions)
+	return fmt.Sprintf("%.2f ms CPU/s, %.1f statements/s", l.cpu*1000, l.statements)
 }
 
 // idle measures for d.
-func (b *bench) idle(d time.Duration) (load, error) {
-	before, err := b.questions()
-	if err != nil {
-		return load{}, err
-	}
+func idle(d time.Duration, sent *atomic.Int64) (load, error) {
+	before := sent.Load()
 	used, err := cpu()
 	if err != nil {
 		return load{}, err
@@ -238,25 +250,7 @@ func (b *bench) idle(d time.Duration) (load, error) {
 	time.Sleep(d)
 	wall := time.Since(start)
 	now, err := cpu()
-	if err != nil {
-		return load{}, err
-	}
-	after, err := b.questions()
-	if err != nil {
-		return load{}, err
-	}
-	const asking = 1 // of the two statements that ask, the second counts the first or itself
-	return load{float64(now-used) / float64(wall), float64(after-before-asking) / wall.Seconds()}, nil
-}
-
-// questions is how many statements the server has had.
-func (b *bench) questions() (n int64, err error) {
-	if b.server.Kind == testdb.Postgres { // which counts transactions, and a statement of its own is one
-		return n, b.conn.QueryRowContext(b.ctx, "SELECT sum(xact_commit+xact_rollback)::bigint FROM pg_stat_database").Scan(&n)
-	}
-	var name string
-	err = b.conn.QueryRowContext(b.ctx, "SHOW GLOBAL STATUS LIKE 'Questions'").Scan(&name, &n)
-	return n, err
+	return load{float64(now-used) / float64(wall), float64(sent.Load()-before) / wall.Seconds()}, err
 }
 
 // cpu is what this process has used.

@@ -198,7 +198,7 @@ func withDatabase(ctx context.Context, s *testdb.Server, backend sqllock.Backend
 		if err := exec(ctx, conn, cirelloTable); err != nil {
 			return result{}, err
 		}
-		return f(&bench{ctx, s, db, conn, sqllock.New(backend)})
+		return f(&bench{ctx, db, conn, sqllock.New(backend)})
 	})
 }
 

@@ -65,7 +65,6 @@ func mysqlRows() []row {
 // bench is a pool and what the sides do on it.
 type bench struct {
 	ctx    context.Context //nolint:containedctx // for the length of one row
-	server *testdb.Server
 	db     *sql.DB
 	conn   *sql.Conn
 	locker *sqllock.Locker
@@ -99,7 +98,7 @@ func with(ctx context.Context, s *testdb.Server, f func(b *bench) (result, error
 		return res, err
 	}
 	defer conn.Close() //nolint:errcheck // as above
-	return f(&bench{ctx, s, db, conn, sqllock.New(named(s))})
+	return f(&bench{ctx, db, conn, sqllock.New(named(s))})
 }
 
 func timed(f func() error) func() (time.Duration, error) {

@@ -60,7 +60,7 @@ func withTable(ctx context.Context, s *testdb.Server, engine string, f func(b *b
 			return result{}, err
 		}
 		defer conn.Close() //nolint:errcheck // as above
-		return f(&bench{ctx, s, db, conn, sqllock.New(table.New(time.Minute))})
+		return f(&bench{ctx, db, conn, sqllock.New(table.New(time.Minute))})
 	})
 }
 
@@ -92,7 +92,7 @@ func statements(ctx context.Context, s *testdb.Server, name string) (sent []stri
 		return nil, err
 	}
 	defer conn.Close() //nolint:errcheck // as above
-	b := &bench{ctx, s, db, conn, sqllock.New(table.New(time.Minute))}
+	b := &bench{ctx, db, conn, sqllock.New(table.New(time.Minute))}
 	if err := b.pair(conn); err != nil {
 		return nil, err
 	}
