@@ -71,11 +71,11 @@ func (a *attempt) try(s *pgsession.Session) (err error) {
 	if a.state, err = ready(s, a.b.allowed); err != nil {
 		return err
 	}
-	if err := unheld(s, a.state, a.key); err != nil {
+	if err := s.Unheld(a.key); err != nil {
 		return err
 	}
 	var got sql.NullBool
-	if err := s.AskOften("try"+a.lock.suffix(), a.key, a.lock.try, &got); err != nil {
+	if err := s.AskOften("try"+a.lock.it().Suffix(), a.key, a.lock.try, &got); err != nil {
 		return afterTry(s, []lock{a.lock}, err)
 	}
 	a.took(got.Bool)
@@ -96,24 +96,6 @@ func ready(s *pgsession.Session, allowed Risk) (*pgsession.State, error) {
 	return s.State(allowed, "pgadvisory")
 }
 
-// unheld returns ErrHeld if the session has been granted a lock of that name, and still
-// has it: an acquisition would count once more. A lock of another name is another lock,
-// even if the two have one key.
-func unheld(s *pgsession.Session, st *pgsession.State, key string) error {
-	if !st.Held[key] {
-		return nil
-	}
-	var held sql.NullBool
-	if err := s.Ask("SELECT "+anyHeld([]string{key}), &held); err != nil {
-		return err
-	}
-	if held.Bool {
-		return sqllock.ErrHeld
-	}
-	delete(st.Held, key)
-	return nil
-}
-
 // wait waits on the server until the lock is granted, ctx ends, or a slice is over. The
 // try before it has failed, so the session had no part of the lock, and what it has of
 // it after an error is of this wait.
@@ -121,7 +103,7 @@ func (a *attempt) wait(ctx context.Context, s *pgsession.Session) error {
 	if err := s.Ready(); err != nil {
 		return err
 	}
-	err := s.Wait(ctx, pgsession.Slice(ctx, forever), a.lock.wait(), "")
+	err := s.Wait(ctx, pgsession.Slice(ctx, forever), a.lock.it().Wait())
 	switch {
 	case errors.Is(err, sqllock.ErrSessionGone):
 		return err
@@ -129,7 +111,7 @@ func (a *attempt) wait(ctx context.Context, s *pgsession.Session) error {
 		a.took(true)
 		return nil
 	}
-	if failed := letGo(s, a.lock); failed != nil {
+	if failed := s.LetGo(a.lock.it()); failed != nil {
 		return failed
 	}
 	if ctx.Err() == nil && pgsession.Code(err) != pgsession.LockTimeout {
@@ -140,19 +122,6 @@ func (a *attempt) wait(ctx context.Context, s *pgsession.Session) error {
 
 // forever is no limit to a slice but its own and that of ctx.
 const forever = time.Hour
-
-// letGo frees what a wait may have left, once for each reference. A cancel request that
-// comes late ends the statement, and not the caller's next one.
-func letGo(s *pgsession.Session, l lock) error {
-	err := s.Ask(l.letGo())
-	if errors.Is(err, sqllock.ErrInterrupted) {
-		err = s.Ask(l.letGo())
-	}
-	if err != nil && !errors.Is(err, sqllock.ErrSessionGone) {
-		return fmt.Errorf("%w: it may hold the lock after an interrupted wait: %w", sqllock.ErrSessionGone, err)
-	}
-	return err
-}
 
 // afterTry returns err, by which a try has failed. If the session holds any of the locks
 // now, nobody knows whether it had done so before.
@@ -168,7 +137,7 @@ func afterTry(s *pgsession.Session, locks []lock, err error) error {
 		keys[i] = l.key
 	}
 	var held sql.NullBool
-	failed := s.Ask("SELECT "+anyHeld(keys), &held)
+	failed := s.Ask("SELECT "+pgsession.AnyHeld(keys...), &held)
 	if failed != nil {
 		return fmt.Errorf("%w: it may hold the lock after a try that failed (%w): %w", sqllock.ErrSessionGone, err, failed)
 	}
@@ -190,7 +159,7 @@ func (b *Backend) Release(_ context.Context, conn *sql.Conn, g sqllock.Grant) er
 		if s.Tx() == pgsession.Aborted {
 			return fmt.Errorf("%w: %w", sqllock.ErrSessionGone, pgsession.ErrAborted)
 		}
-		err := s.AskOften("release"+l.suffix(), l.key, l.release, &freed)
+		err := s.AskOften("release"+l.it().Suffix(), l.key, l.release, &freed)
 		if err == nil {
 			delete(s.Known().Held, g.Key)
 		}
@@ -226,7 +195,7 @@ func (b *Backend) Check(ctx context.Context, q sqllock.Querier, g sqllock.Grant)
 			if err := s.Ready(); err != nil {
 				return err
 			}
-			err := s.AskOften("check"+l.suffix(), l.key, l.check, &held)
+			err := s.AskOften("check"+l.it().Suffix(), l.key, l.check, &held)
 			if err == nil && !held.Bool {
 				delete(s.Known().Held, g.Key)
 			}

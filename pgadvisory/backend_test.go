@@ -54,7 +54,7 @@ func kind(query string) string {
 		return letGo
 	case has("pg_locks"):
 		return held
-	case has("THEN 2 ELSE 1"):
+	case has("THEN 2 ELSE 1") && !has("pg_try_advisory_lock"):
 		return release
 	case strings.HasPrefix(query, "SELECT CASE WHEN pg_advisory_unlock"):
 		return check

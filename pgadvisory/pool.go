@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/sqllock/go-sqllock/internal/pgsession"
 	"github.com/sqllock/go-sqllock/sqllock"
@@ -32,16 +30,9 @@ func (b *Backend) Watch(ctx context.Context, q sqllock.Querier, grants []sqllock
 		if err := pgsession.AskOver(ctx, q, watchQuery(some), &there); err != nil {
 			return nil, err
 		}
-		answers := make([]bool, len(some))
-		for number := range strings.SplitSeq(there.String, ",") {
-			if number == "" {
-				continue // of none
-			}
-			i, err := strconv.Atoi(number)
-			if err != nil || i < 0 || i >= len(some) {
-				return nil, fmt.Errorf("the server's answer %q is not about what was asked", there.String)
-			}
-			answers[i] = true
+		answers, err := pgsession.Numbered(there.String, len(some))
+		if err != nil {
+			return nil, err
 		}
 		held = append(held, answers...)
 	}
@@ -93,7 +84,7 @@ func (b *Backend) AcquireAll(_ context.Context, conn *sql.Conn, reqs []sqllock.R
 func takeSome(s *pgsession.Session, st *pgsession.State, reqs []sqllock.Request) ([]sqllock.Grant, error) {
 	locks := make([]lock, len(reqs))
 	for i, req := range reqs {
-		err := unheld(s, st, req.Key)
+		err := s.Unheld(req.Key)
 		if errors.Is(err, sqllock.ErrHeld) {
 			return nil, sqllock.ErrBusy // as for one that another session holds
 		}
@@ -122,7 +113,7 @@ func undo(s *pgsession.Session, st *pgsession.State, grants []sqllock.Grant, err
 	for _, g := range grants {
 		l, failed := lockOf(g)
 		if failed == nil {
-			failed = letGo(s, l)
+			failed = s.LetGo(l.it())
 		}
 		if failed != nil {
 			return failed

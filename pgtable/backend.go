@@ -5,11 +5,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/sqllock/go-sqllock/internal/pgsession"
+	"github.com/sqllock/go-sqllock/internal/session"
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -50,24 +49,12 @@ func New(ttl time.Duration, opts ...Option) *Backend {
 	if ttl <= 0 {
 		panic(fmt.Sprintf("pgtable: New(%v): the TTL must be positive", ttl))
 	}
-	b := &Backend{ttl: ttl, name: defaultName, process: process()}
+	b := &Backend{ttl: ttl, name: defaultName, process: session.Process()}
 	for _, o := range opts {
 		o.apply(b)
 	}
 	b.queries = newQueries(b.name)
 	return b
-}
-
-// process says who we are to the operator who lists the locks.
-func process() string {
-	host, _ := os.Hostname() // an empty one says enough
-	s := fmt.Appendf(nil, "%s/%d %s", host, os.Getpid(), filepath.Base(os.Args[0]))
-	for i, c := range s {
-		if c < ' ' || c > '~' {
-			s[i] = '_'
-		}
-	}
-	return string(s[:min(len(s), 255)])
 }
 
 // grant is what a grant keeps beside what everybody may know.
@@ -94,8 +81,8 @@ func ours(g sqllock.Grant) error {
 type attempt struct {
 	b       *Backend
 	req     sqllock.Request
-	bell    bell
-	ttl     int64 // in seconds
+	bell    pgsession.Lock // the doorbell
+	ttl     int64          // in seconds
 	s       *pgsession.Session
 	state   *pgsession.State
 	pooled  bool // rows are read and written over the pool, in this step
@@ -190,24 +177,7 @@ func (a *attempt) prepare() (err error) {
 	if a.state, err = a.s.State(a.b.allowed|pgsession.ReadOnly, "pgtable"); err != nil {
 		return err
 	}
-	return a.unheld()
-}
-
-// unheld returns ErrHeld if the session has been granted the lock, by this backend or by
-// package pgadvisory, and still has it: the doorbell would ring for it again.
-func (a *attempt) unheld() error {
-	if !a.state.Held[a.req.Key] {
-		return nil
-	}
-	var held sql.NullBool
-	if err := a.s.Ask("SELECT "+isLocked(a.req.Key), &held); err != nil {
-		return err
-	}
-	if held.Bool {
-		return sqllock.ErrHeld
-	}
-	delete(a.state.Held, a.req.Key)
-	return nil
+	return a.s.Unheld(a.req.Key) // by package pgadvisory, too: the doorbell would ring for it again
 }
 
 // claimed is what a claim answers.
@@ -252,25 +222,8 @@ func (a *attempt) failed(err error) error {
 	if errors.Is(err, sqllock.ErrSessionGone) {
 		return err
 	}
-	if failed := letGo(a.s, a.bell); failed != nil {
+	if failed := a.s.LetGo(a.bell); failed != nil {
 		return fmt.Errorf("%w: %w", err, failed)
-	}
-	return err
-}
-
-// letGo frees what a statement may have left of the doorbell: a session's lock survives
-// the rollback. A cancel request that comes late ends this statement, and not the
-// caller's next one.
-func letGo(s *pgsession.Session, k bell) error {
-	if s.Tx() == pgsession.Aborted {
-		return fmt.Errorf("%w: it may have the doorbell: %w", sqllock.ErrSessionGone, pgsession.ErrAborted)
-	}
-	err := s.Ask(k.letGo())
-	if errors.Is(err, sqllock.ErrInterrupted) && s.Tx() != pgsession.Aborted {
-		err = s.Ask(k.letGo())
-	}
-	if err != nil && !errors.Is(err, sqllock.ErrSessionGone) {
-		return fmt.Errorf("%w: it may have the doorbell after a statement that failed: %w", sqllock.ErrSessionGone, err)
 	}
 	return err
 }
@@ -312,7 +265,7 @@ func (a *attempt) tryPooled(ctx context.Context) error {
 		return a.b.explain(err)
 	}
 	var rung sql.NullBool
-	if err := a.s.Ask("SELECT "+a.bell.ring(), &rung); err != nil {
+	if err := a.s.Ask("SELECT "+a.bell.Take(), &rung); err != nil {
 		return a.failed(err)
 	}
 	if rung.Bool {
@@ -340,7 +293,7 @@ func (a *attempt) claimPooled(ctx context.Context) error {
 		return a.failed(nil)
 	}
 	var held sql.NullBool
-	if err := a.s.Ask("SELECT "+a.bell.held(), &held); err != nil || !held.Bool {
+	if err := a.s.Ask("SELECT "+a.bell.Held(), &held); err != nil || !held.Bool {
 		return a.failed(err)
 	}
 	return a.failed(fmt.Errorf("%w: over the pool of pgtable.WithPool the session of the lock (process %d) can't be seen with its advisory lock: "+
@@ -418,9 +371,9 @@ func (a *attempt) wait(ctx context.Context, limit time.Duration) error {
 	var err error
 	start := time.Now()
 	if a.pooled {
-		err = a.s.Wait(ctx, d, a.bell.wait(), ";SELECT "+a.bell.try())
+		err = a.s.Wait(ctx, d, a.bell.Wait())
 	} else {
-		err = a.s.Claim(ctx, d, a.bell.wait(), a.b.queries.claim(a.req.Key, a.bell.try(), a.ttl, a.b.process), c.dest()...)
+		err = a.s.Claim(ctx, d, a.bell.WaitOne(), a.b.queries.claim(a.req.Key, a.bell.Try(), a.ttl, a.b.process), c.dest()...)
 	}
 	switch {
 	case errors.Is(err, sqllock.ErrSessionGone):
@@ -436,7 +389,7 @@ func (a *attempt) wait(ctx context.Context, limit time.Duration) error {
 			return failed
 		} // of another failure letGo makes the row obsolete
 	}
-	if failed := letGo(a.s, a.bell); failed != nil {
+	if failed := a.s.LetGo(a.bell); failed != nil {
 		return failed
 	}
 	if ctx.Err() == nil && pgsession.Code(err) != pgsession.LockTimeout {
@@ -512,7 +465,7 @@ func (b *Backend) releaseApart(ctx context.Context, s *pgsession.Session, g sqll
 		return lost("its TTL is over, and its row could not be removed in the transaction of the session")
 	}
 	var freed sql.NullInt64
-	if err := s.Ask("SELECT "+bellOf(g.Key).freed(), &freed); err != nil {
+	if err := s.Ask("SELECT "+bellOf(g.Key).Freed(), &freed); err != nil {
 		return err
 	}
 	if answer.Int64 == -2 {
@@ -581,7 +534,7 @@ func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Gra
 // transaction.
 func (b *Backend) leftByDoorbell(ctx context.Context, q sqllock.Querier, g sqllock.Grant) (time.Duration, error) {
 	var held sql.NullBool
-	err := pgsession.AskOver(ctx, q, "SELECT "+bellOf(g.Key).held(), &held)
+	err := pgsession.AskOver(ctx, q, "SELECT "+bellOf(g.Key).Held(), &held)
 	left := time.Until(g.Until)
 	switch {
 	case err != nil:

@@ -58,28 +58,3 @@ func TestWholeSeconds(t *testing.T) {
 		}
 	}
 }
-
-func TestProcess(t *testing.T) {
-	t.Parallel()
-	p := process()
-	if !strings.Contains(p, "/") || !strings.Contains(p, "pgtable") || len(p) > 255 {
-		t.Errorf("process calls itself %q", p)
-	}
-}
-
-func TestNumbered(t *testing.T) {
-	t.Parallel()
-	for answer, want := range map[string]string{"": "000", "1": "010", "0,2": "101", "3": "error", "-1": "error", "x": "error"} {
-		answers, err := numbered(answer, 3)
-		got := ""
-		for _, is := range answers {
-			got += map[bool]string{false: "0", true: "1"}[is]
-		}
-		if err != nil {
-			got = "error"
-		}
-		if got != want {
-			t.Errorf("%q: got %s, want %s", answer, got, want)
-		}
-	}
-}

@@ -15,7 +15,6 @@ const (
 	wrongObject  = "42809" // wrong_object_type
 	noConflict   = "42P10" // invalid_column_reference: no unique index on name
 	wrongType    = "42804" // datatype_mismatch
-	noOperator   = "42883" // undefined_function
 	notNull      = "23502" // not_null_violation
 	tooLong      = "22001" // string_data_right_truncation
 	unsupported  = "0A000" // feature_not_supported
@@ -59,7 +58,7 @@ func (b *Backend) explain(err error) error {
 	case pgsession.NoTable, noSchema:
 		return fmt.Errorf("%w: there is no table %s with its sequence %s in the search_path of this role: run %s, which makes both: %w",
 			sqllock.ErrNoTable, b.name, sequenceOf(b.name), b.up(), err)
-	case pgsession.NoColumn, wrongObject, noConflict, wrongType, noOperator, notNull, tooLong:
+	case pgsession.NoColumn, wrongObject, noConflict, wrongType, pgsession.NoFunction, notNull, tooLong:
 		return fmt.Errorf("%w: table %s with its sequence %s is not one of locks as %s makes it: run that, or name another one by pgtable.WithTable: %w",
 			sqllock.ErrNoTable, b.name, sequenceOf(b.name), b.up(), err)
 	case pgsession.NoPrivilege:

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/sqllock/go-sqllock/internal/pgsession"
@@ -39,7 +37,7 @@ func (b *Backend) Watch(ctx context.Context, q sqllock.Querier, grants []sqllock
 		if err := b.ask(ctx, q, b.queries.watch(some), &numbers); err != nil {
 			return nil, err
 		}
-		answers, err := numbered(numbers.String, len(some))
+		answers, err := pgsession.Numbered(numbers.String, len(some))
 		if err != nil {
 			return nil, err
 		}
@@ -92,7 +90,7 @@ func (b *Backend) ExtendAll(_ context.Context, conn *sql.Conn, grants []sqllock.
 		if err != nil {
 			return nil, time.Time{}, b.explain(err)
 		}
-		answers, err := numbered(numbers.String, len(some))
+		answers, err := pgsession.Numbered(numbers.String, len(some))
 		if err != nil {
 			return nil, time.Time{}, err
 		}
@@ -110,7 +108,7 @@ func (b *Backend) Relinquish(_ context.Context, conn *sql.Conn, g sqllock.Grant)
 		if s.Tx() == pgsession.Idle {
 			return b.explain(s.Apart(b.queries.relinquish(g.Key)))
 		}
-		return letGo(s, bellOf(g.Key))
+		return s.LetGo(bellOf(g.Key))
 	})
 }
 
@@ -197,20 +195,4 @@ func (b *Backend) over(ctx context.Context, q sqllock.Querier, query string, des
 		return err
 	}
 	return pgsession.AskOver(ctx, q, query, dest...)
-}
-
-// numbered makes n answers of the numbers, counted from 0, of those that are true.
-func numbered(numbers string, n int) ([]bool, error) {
-	answers := make([]bool, n)
-	for number := range strings.SplitSeq(numbers, ",") {
-		if number == "" {
-			continue // of none
-		}
-		i, err := strconv.Atoi(number)
-		if err != nil || i < 0 || i >= n {
-			return nil, fmt.Errorf("the server's answer %q is not about what was asked", numbers)
-		}
-		answers[i] = true
-	}
-	return answers, nil
 }

@@ -33,67 +33,25 @@ const (
 	hasty   = "set_config('synchronous_commit','off',true)"
 )
 
-// bell is the doorbell of a key: the advisory lock that package pgadvisory has for that
-// key. The holder has two references on it.
-type bell struct{ number string } // as an expression
+// bellOf is the doorbell of a key: the advisory lock that package pgadvisory has for that
+// key.
+func bellOf(key string) pgsession.Lock { return pgsession.Lock{Number: pgsession.Number(key)} }
 
-func bellOf(key string) bell { return bell{pgsession.Number(key)} }
+// anyBell is the condition that a row l of pg_locks is of a doorbell, and ringing that it
+// is of one. Shared locks of its number are package pgadvisory's.
+const anyBell = pgsession.Here + " AND l.mode='ExclusiveLock'"
 
-func (k bell) try() string    { return "pg_try_advisory_lock(" + k.number + ")" }
-func (k bell) unlock() string { return "pg_advisory_unlock(" + k.number + ")" }
-
-// both is what a condition and the same again come to, evaluated in that order: CASE
-// evaluates no branch that it does not take.
-func both(first, second string) string {
-	return "CASE WHEN " + first + " THEN " + second + " ELSE false END"
-}
-
-// ring takes both references, if the doorbell is free.
-func (k bell) ring() string { return both(k.try(), k.try()) }
-
-func (k bell) wait() string { return "SELECT pg_advisory_lock(" + k.number + ")" }
-
-// held gives back one reference and takes it again, where pg_locks would take a
-// hundred times as long. The other reference keeps the doorbell meanwhile; a session
-// without it has none to give back.
-func (k bell) held() string { return both(k.unlock(), k.try()) }
-
-// freed gives back both references, and is how many there were.
-func (k bell) freed() string {
-	return "CASE WHEN " + k.unlock() + " THEN CASE WHEN " + k.unlock() + " THEN 2 ELSE 1 END ELSE 0 END"
-}
-
-// letGo gives back what there is to give back. To ask before that keeps the server from
-// logging a warning.
-func (k bell) letGo() string {
-	return "SELECT " + k.freed() + " WHERE " + rings(k.number, "pg_backend_pid()")
-}
-
-// anyBell is the condition that a row l of pg_locks is of one of this database. To look
-// into pg_database would take a place in the lock table, which may be full.
-const anyBell = "l.locktype='advisory' AND l.objsubid=1 AND l.granted AND l.mode='ExclusiveLock'" +
-	" AND l.database=(SELECT datid FROM pg_stat_get_activity(pg_backend_pid()))"
-
-// ringing is the condition that a row l of pg_locks is of a doorbell, which the server
-// shows in two halves. Shared locks of that number are package pgadvisory's.
-func ringing(number string) string {
-	return anyBell + " AND l.classid=(((" + number + ")>>32)&4294967295)::oid AND l.objid=((" + number + ")&4294967295)::oid"
-}
+func ringing(number string) string { return anyBell + " AND " + pgsession.IsNumber(number) }
 
 // rings is whether the session of that id has the doorbell.
 func rings(number, pid string) string {
 	return "EXISTS (SELECT 1 FROM pg_locks l WHERE " + ringing(number) + " AND l.pid=" + pid + ")"
 }
 
-// isLocked is whether the session has the lock of a key in whatever mode.
-func isLocked(key string) string {
-	return "EXISTS (SELECT 1 FROM pg_locks l WHERE " + strings.Replace(ringing(bellOf(key).number), " AND l.mode='ExclusiveLock'", "", 1) + " AND l.pid=pg_backend_pid())"
-}
-
 // ringsSince is rings for a session that began at start, which tells it from a later one
 // of the same id where this role may see that, as it may of its own.
 func ringsSince(number string, pid, start int64) string {
-	return both(rings(number, num(pid)), "coalesce((SELECT (extract(epoch FROM a.backend_start)*1000000)::bigint FROM pg_stat_get_activity("+
+	return pgsession.Both(rings(number, num(pid)), "coalesce((SELECT (extract(epoch FROM a.backend_start)*1000000)::bigint FROM pg_stat_get_activity("+
 		num(pid)+") a),"+num(start)+")="+num(start))
 }
 
@@ -106,7 +64,7 @@ func begun(id, created string) string {
 
 // alive is whether the session that a row t names is the one that has its doorbell.
 func alive(number string) string {
-	return both(rings(number, "t.connection_id"), begun("t.connection_id", "t.created"))
+	return pgsession.Both(rings(number, "t.connection_id"), begun("t.connection_id", "t.created"))
 }
 
 // queries makes the statements on one table.
@@ -145,7 +103,7 @@ func whereName(name string) string { return " WHERE t.name=" + name }
 // row that this session, or one of its id, has left behind: with its doorbell held by the
 // session that it names, it would look like a hung holder's.
 func (q queries) try(key string, ttl int64, process string) string {
-	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=pg_backend_pid();" + q.claim(key, bellOf(key).ring(), ttl, process)
+	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=pg_backend_pid();" + q.claim(key, bellOf(key).Take(), ttl, process)
 }
 
 // claim makes the row, or replaces it, if rung is true, which is evaluated once and first.
@@ -170,21 +128,23 @@ const (
 	bounded = "set_config('lock_timeout','4000',true) IS NOT NULL"
 )
 
+// argument is the doorbell of the name.
+func argument() pgsession.Lock { return pgsession.Lock{Number: "hashtextextended(" + nameArg + ",0)"} }
+
 // tryPrepared is try, with the name, the TTL and the process as arguments. A row that the
 // session has left behind is not removed before, but locked, until it is replaced. It
 // rings only under READ COMMITTED, and answers with NULL otherwise.
 func (q queries) tryPrepared() string {
-	ring := bell{"hashtextextended(" + nameArg + ",0)"}.ring()
 	return "WITH own AS MATERIALIZED (SELECT 1 FROM " + q.table + " t" + whereName(nameArg) + " AND t.connection_id=pg_backend_pid() FOR UPDATE)," +
 		q.claimed(nameArg, "CASE WHEN current_setting('transaction_isolation')='read committed' THEN CASE WHEN "+bounded+
-			" THEN CASE WHEN (SELECT count(*) FROM own)>=0 THEN "+ring+" END END END", ttlArg, processArg)
+			" THEN CASE WHEN (SELECT count(*) FROM own)>=0 THEN "+argument().Take()+" END END END", ttlArg, processArg)
 }
 
 // releasePrepared is release, with the name, the token and the session as arguments.
 func (q queries) releasePrepared() string {
 	return "WITH limits AS MATERIALIZED (SELECT " + bounded + " AS set)," +
-		q.released(bell{"hashtextextended(" + nameArg + ",0)"}, whereName(nameArg),
-			" AND (SELECT set FROM limits) AND t.token="+tokenArg+" AND t.connection_id="+pidArg+" AND t.lock_acquired=1")
+		q.released(argument(), whereName(nameArg),
+			" AND (SELECT set FROM limits)"+unmarked(tokenArg, pidArg))
 }
 
 const oldColumns = "old.connection_id,old.created,old.ttl,old.token,old.holder,old.remains"
@@ -202,7 +162,7 @@ func (q queries) insert(name, session, ttl, process string) string {
 // late, when that has let go of it, must not replace the row of the next holder: it
 // replaces no row but the one that was there when it began.
 func (q queries) claimFor(key string, pid, start, ttl int64, process string) string {
-	return "WITH bell AS MATERIALIZED (SELECT " + ringsSince(bellOf(key).number, pid, start) + " AS rung,0 AS waited," + durable + ")," +
+	return "WITH bell AS MATERIALIZED (SELECT " + ringsSince(pgsession.Number(key), pid, start) + " AS rung,0 AS waited," + durable + ")," +
 		"old AS MATERIALIZED (SELECT " + columns + " FROM " + q.table + " t" + where(key) + ")," +
 		"new AS (" + q.insert(text(key), num(pid), num(ttl), text(process)) +
 		" WHERE (t.connection_id,t.created,t.token)=(SELECT old.connection_id,old.created,old.token FROM old) RETURNING t.token,t.xmax<>0 AS replaced)" +
@@ -211,7 +171,7 @@ func (q queries) claimFor(key string, pid, start, ttl int64, process string) str
 
 // tidy is what try does first, for another session, which does not hold the doorbell.
 func (q queries) tidy(key string, pid int64) string {
-	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=" + num(pid) + " AND NOT " + rings(bellOf(key).number, num(pid))
+	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=" + num(pid) + " AND NOT " + rings(pgsession.Number(key), num(pid))
 }
 
 func (q queries) look(key string) string {
@@ -228,7 +188,7 @@ func (q queries) takeOver(key string) string { return q.end(key, until+"<="+seco
 func (q queries) breakUp(key string, r *row) string { return q.end(key, as(r)) }
 
 func (q queries) end(key, condition string) string {
-	session := both(rings(bellOf(key).number, "m.connection_id"), both(begun("m.connection_id", "m.created"), "pg_terminate_backend(m.connection_id::int)"))
+	session := pgsession.Both(rings(pgsession.Number(key), "m.connection_id"), pgsession.Both(begun("m.connection_id", "m.created"), "pg_terminate_backend(m.connection_id::int)"))
 	return "WITH m AS (UPDATE " + q.table + " AS t SET lock_acquired=least(t.lock_acquired+1,100)" + where(key) + " AND " + condition +
 		" RETURNING " + columns + ",t.lock_acquired) SELECT m.connection_id,m.created,m.ttl,m.token,m.holder,m.remains,m.lock_acquired-1," + session + " FROM m"
 }
@@ -240,7 +200,11 @@ func as(r *row) string {
 
 // mine finds the row of a grant that nobody has marked.
 func mine(g sqllock.Grant) string {
-	return where(g.Key) + " AND t.token=" + num(g.Token) + " AND t.connection_id=" + num(g.Session) + " AND t.lock_acquired=1"
+	return where(g.Key) + unmarked(num(g.Token), num(g.Session))
+}
+
+func unmarked(token, session string) string {
+	return " AND t.token=" + token + " AND t.connection_id=" + session + " AND t.lock_acquired=1"
 }
 
 // release removes the row and frees the doorbell, in that order, so that nobody ends the
@@ -248,13 +212,13 @@ func mine(g sqllock.Grant) string {
 // were; -1 if the session has another grant of that name, of which nothing is touched, or
 // is about to be ended; and -2 if there is no row of it, where the doorbell is freed.
 func (q queries) release(g sqllock.Grant) string {
-	return "WITH " + q.released(bellOf(g.Key), where(g.Key), strings.TrimPrefix(mine(g), where(g.Key)))
+	return "WITH " + q.released(bellOf(g.Key), where(g.Key), unmarked(num(g.Token), num(g.Session)))
 }
 
-func (q queries) released(k bell, where, grant string) string {
-	return "gone AS (DELETE FROM " + q.table + " t" + where + grant + " RETURNING 1) SELECT CASE WHEN EXISTS (SELECT 1 FROM gone) THEN " + k.freed() +
+func (q queries) released(k pgsession.Lock, where, grant string) string {
+	return "gone AS (DELETE FROM " + q.table + " t" + where + grant + " RETURNING 1) SELECT CASE WHEN EXISTS (SELECT 1 FROM gone) THEN " + k.Freed() +
 		" WHEN EXISTS (SELECT 1 FROM " + q.table + " t" + where + " AND t.connection_id=pg_backend_pid()) THEN -1" +
-		" ELSE CASE " + k.freed() + " WHEN 0 THEN -2 ELSE -2 END END," + hasty
+		" ELSE CASE " + k.Freed() + " WHEN 0 THEN -2 ELSE -2 END END," + hasty
 }
 
 // drop removes the row of a grant over another session. It answers as release does, with
@@ -266,16 +230,16 @@ func (q queries) drop(g sqllock.Grant) string {
 
 // relinquish is release for whatever grant.
 func (q queries) relinquish(key string) string {
-	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=pg_backend_pid();" + bellOf(key).letGo()
+	return "DELETE FROM " + q.table + " t" + where(key) + " AND t.connection_id=pg_backend_pid();" + bellOf(key).LetGo()
 }
 
 // isHeld is the condition that the session of g has the doorbell, asked there or
 // elsewhere.
 func isHeld(g sqllock.Grant, there bool) string {
 	if there {
-		return bellOf(g.Key).held()
+		return bellOf(g.Key).Held()
 	}
-	return ringsSince(bellOf(g.Key).number, g.Session, startOf(g))
+	return ringsSince(pgsession.Number(g.Key), g.Session, startOf(g))
 }
 
 // left asks how many microseconds are left of g; there is no row if it is lost.
@@ -306,18 +270,20 @@ func grantRows(grants []sqllock.Grant) string {
 // isGrant is the condition that a row t is of a grant v that is held, and in time. IS TRUE
 // keeps the server from making a nested loop of it, since it takes pg_locks for one row:
 // of thousands that would last for seconds.
-const isGrant = "((v.pid,((hashtextextended(v.key,0)>>32)&4294967295)::oid,(hashtextextended(v.key,0)&4294967295)::oid) IN" +
-	" (SELECT l.pid,l.classid,l.objid FROM pg_locks l WHERE " + anyBell + ")) IS TRUE AND t.name=v.key AND t.token=v.token AND t.connection_id=v.pid AND t.lock_acquired=1 AND " + until + ">" + seconds +
-	" AND coalesce((extract(epoch FROM a.backend_start)*1000000)::bigint,v.start)=v.start"
+func isGrant() string {
+	classid, objid := pgsession.Halves("hashtextextended(v.key,0)")
+	return "((v.pid," + classid + "," + objid + ") IN (SELECT l.pid,l.classid,l.objid FROM pg_locks l WHERE " + anyBell + ")) IS TRUE AND t.name=v.key AND t.token=v.token AND t.connection_id=v.pid AND t.lock_acquired=1 AND " + until + ">" + seconds +
+		" AND coalesce((extract(epoch FROM a.backend_start)*1000000)::bigint,v.start)=v.start"
+}
 
 // watch answers with the numbers, counted from 0, of the grants that are held.
 func (q queries) watch(grants []sqllock.Grant) string {
-	return "SELECT coalesce(string_agg(v.i::text,','),'') FROM " + grantRows(grants) + "," + q.table + " t WHERE " + isGrant
+	return "SELECT coalesce(string_agg(v.i::text,','),'') FROM " + grantRows(grants) + "," + q.table + " t WHERE " + isGrant()
 }
 
 // extendAll is extend for several grants, asked elsewhere. It answers as watch does.
 func (q queries) extendAll(grants []sqllock.Grant, ttl int64) string {
-	return "WITH e AS (UPDATE " + q.table + " AS t SET created=" + seconds + ",ttl=" + num(ttl) + " FROM " + grantRows(grants) + " WHERE " + isGrant +
+	return "WITH e AS (UPDATE " + q.table + " AS t SET created=" + seconds + ",ttl=" + num(ttl) + " FROM " + grantRows(grants) + " WHERE " + isGrant() +
 		" RETURNING v.i) SELECT coalesce(string_agg(e.i::text,','),'') FROM e"
 }
 
@@ -327,7 +293,7 @@ const about = ",coalesce(a.usename,''),coalesce(host(a.client_addr)||':'||a.clie
 
 // holder asks for whom there is to see of one key.
 func (q queries) holder(key string) string {
-	number := bellOf(key).number
+	number := pgsession.Number(key)
 	return "SELECT t.name," + columns + "," + until + "," + alive(number) + ",o.pid" + about +
 		" FROM (SELECT (SELECT min(l.pid) FROM pg_locks l WHERE " + ringing(number) + ") AS pid) o" +
 		" LEFT JOIN " + q.table + " t ON t.name=" + text(key) +
@@ -343,20 +309,20 @@ func (q queries) holders() string {
 // spy is look for a Break: with whether the session of the row has the doorbell, and who
 // has it.
 func (q queries) spy(key string) string {
-	number := bellOf(key).number
+	number := pgsession.Number(key)
 	return "SELECT " + columns + "," + alive(number) + ",o.pid FROM (SELECT (SELECT min(l.pid) FROM pg_locks l WHERE " + ringing(number) + ") AS pid) o" +
 		" LEFT JOIN " + q.table + " t ON t.name=" + text(key)
 }
 
 // remove removes a row as it was read, if its session does not hold its doorbell.
 func (q queries) remove(key string, r *row) string {
-	return "WITH gone AS (DELETE FROM " + q.table + " t" + where(key) + " AND " + as(r) + " AND NOT (" + alive(bellOf(key).number) + ") RETURNING 1)" +
+	return "WITH gone AS (DELETE FROM " + q.table + " t" + where(key) + " AND " + as(r) + " AND NOT (" + alive(pgsession.Number(key)) + ") RETURNING 1)" +
 		" SELECT count(*) FROM gone"
 }
 
 // endBare ends a session that has the doorbell and no row.
 func endBare(key string, pid int64) string {
-	return "SELECT " + both(rings(bellOf(key).number, num(pid)), "pg_terminate_backend("+num(pid)+")")
+	return "SELECT " + pgsession.Both(rings(pgsession.Number(key), num(pid)), "pg_terminate_backend("+num(pid)+")")
 }
 
 // sweep removes what nobody holds. A row that is no more as it was read has been taken

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -61,23 +59,11 @@ func New(ttl time.Duration, opts ...Option) *Backend {
 	if ttl <= 0 {
 		panic(fmt.Sprintf("table: New(%v): the TTL must be positive", ttl))
 	}
-	b := &Backend{ttl: ttl, name: defaultName, process: process()}
+	b := &Backend{ttl: ttl, name: defaultName, process: session.Process()}
 	for _, o := range opts {
 		o.apply(b)
 	}
 	return b
-}
-
-// process says who we are to the operator who lists the locks.
-func process() string {
-	host, _ := os.Hostname() // an empty one says enough
-	s := []byte(fmt.Sprintf("%s/%d %s", host, os.Getpid(), filepath.Base(os.Args[0])))
-	for i, c := range s {
-		if c < ' ' || c > '~' {
-			s[i] = '_'
-		}
-	}
-	return string(s[:min(len(s), 255)])
 }
 
 // server is what a look has found out.

@@ -41,10 +41,10 @@ const stateKey = "github.com/sqllock/go-sqllock"
 // server, in one round trip, and returns an error that matches sqllock.ErrUnsupported if
 // the locks of a session are not to be trusted there. pkg is the backend's.
 func (s *Session) State(allowed Risk, pkg string) (*State, error) {
-	if st := s.Known(); st.PID != 0 && st.taken&^allowed == 0 {
+	st := s.Known()
+	if st.PID != 0 && st.taken&^allowed == 0 {
 		return st, nil
 	}
-	st := s.Known()
 	if err := s.look(st, allowed, pkg); err != nil {
 		return nil, err
 	}

@@ -234,3 +234,20 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestNumbered(t *testing.T) {
+	t.Parallel()
+	for answer, want := range map[string]string{"": "000", "1": "010", "0,2": "101", "3": "error", "-1": "error", "x": "error"} {
+		answers, err := pgsession.Numbered(answer, 3)
+		got := ""
+		for _, is := range answers {
+			got += map[bool]string{false: "0", true: "1"}[is]
+		}
+		if err != nil {
+			got = "error"
+		}
+		if got != want {
+			t.Errorf("%q: got %s, want %s", answer, got, want)
+		}
+	}
+}

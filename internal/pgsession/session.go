@@ -126,8 +126,9 @@ func (s *Session) AskOften(name, key string, text func(number string) string, de
 // AskPrepared runs a statement with args in place of $1, $2 and so on, and scans its last
 // row, if the session has it prepared, which it does the second time, in a round trip of
 // its own: to parse and to plan it takes the server longer than to run it. It reports
-// whether that was so; nothing has run otherwise, and err is of no interest. In a transaction it never is, where a
-// statement that is there no more would be an error of the caller's transaction.
+// whether that was so; nothing has run otherwise, and err is of no interest. In a
+// transaction it never is, where a statement that is there no more would be an error of
+// the caller's transaction.
 func (s *Session) AskPrepared(name string, text func() string, args []string, dest ...sql.Scanner) (ran bool, err error) {
 	st := s.Known()
 	prepared, seen := st.often[name]
@@ -168,9 +169,6 @@ func (s *Session) AskPrepared(name string, text func() string, args []string, de
 	}
 	return true, found(row, dest)
 }
-
-// Number is the 64 bits of a lock on the server.
-func Number(key string) string { return "hashtextextended(" + Text(key) + ",0)" }
 
 // placeholder is Number for a statement that is prepared.
 const placeholder = "hashtextextended($1,0)"

@@ -42,18 +42,17 @@ func Slice(ctx context.Context, limit time.Duration) time.Duration {
 	return max(d, time.Millisecond)
 }
 
-// Wait runs lock, statements that wait for an advisory lock for at most d, and then in
-// the same message after. Whether the lock is there when it returns an error, the
+// Wait runs lock, a statement that waits for an advisory lock for at most d. Whether the lock is there when it returns an error, the
 // server has to be asked: it may have been granted all the same. ctx that is cancelled
 // ends the wait by a cancel request, which is answered when Wait returns. In a
-// transaction the statements run behind a savepoint, to which it is taken back whatever
-// becomes of them; locks of a session's survive that.
+// transaction the statement runs behind a savepoint, to which it is taken back whatever
+// becomes of it; locks of a session's survive that.
 //
 // The limits of the session on locks, statements and transactions are put aside while
-// the statements run.
-func (s *Session) Wait(ctx context.Context, d time.Duration, lock, after string) error {
+// the statement runs.
+func (s *Session) Wait(ctx context.Context, d time.Duration, lock string) error {
 	inTx := s.Tx() == Open
-	query := s.limits(d) + lock + after
+	query := s.limits(d) + lock
 	if inTx {
 		query = savepoint + query + ";" + Undo
 	}

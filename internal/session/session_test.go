@@ -106,3 +106,11 @@ func TestUseAgainstClose(t *testing.T) {
 	m.ExpectClose()
 	_ = db.Close()
 }
+
+func TestProcess(t *testing.T) {
+	t.Parallel()
+	p := session.Process()
+	if !strings.Contains(p, "/") || !strings.Contains(p, "session") || len(p) > 255 {
+		t.Errorf("process calls itself %q", p)
+	}
+}

@@ -83,11 +83,7 @@ func (c crowd) measure(ctx context.Context, s *testdb.Server) (res result, err e
 					})
 				}),
 				timed(func() error {
-					raw := literalOn
-					if s.Kind == testdb.Postgres {
-						raw = advisoryOn
-					}
-					return share(c.sessions, c.grants/c.sessions, func(i int, work func()) error { return raw(ctx, conns[i], work) })
+					return share(c.sessions, c.grants/c.sessions, func(i int, work func()) error { return floorOf(s).lock(ctx, conns[i], work) })
 				}),
 			)
 			return err

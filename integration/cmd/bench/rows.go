@@ -131,11 +131,19 @@ func raw(ctx context.Context, conn *sql.Conn, query string, args ...any) error {
 	return nil
 }
 
-func (b *bench) literal() error {
-	if err := raw(b.ctx, b.conn, "SELECT GET_LOCK("+literal+", 10)"); err != nil {
-		return err
+func (b *bench) literal() error { return literalOn(b.ctx, b.conn, func() {}) }
+
+// floor is the fastest form of raw statements.
+type floor struct {
+	lock    func(ctx context.Context, conn *sql.Conn, work func()) error
+	handOff func(ctx context.Context, holder, waiter *sql.Conn) (time.Duration, error)
+}
+
+func floorOf(s *testdb.Server) floor {
+	if s.Kind == testdb.Postgres {
+		return floor{advisoryOn, advisoryHandOff}
 	}
-	return raw(b.ctx, b.conn, "SELECT RELEASE_LOCK("+literal+")")
+	return floor{literalOn, rawHandOff}
 }
 
 func againstDo(ctx context.Context, s *testdb.Server) (result, error) {
@@ -226,10 +234,7 @@ func handOffQuantile(q float64) func(context.Context, *testdb.Server) (result, e
 			}
 			defer waiter.Close() //nolint:errcheck // nothing depends on it
 			ours := func() (time.Duration, error) { return b.handOff(waiter) }
-			peer := func() (time.Duration, error) { return rawHandOff(ctx, b.conn, waiter) }
-			if s.Kind == testdb.Postgres {
-				peer = func() (time.Duration, error) { return advisoryHandOff(ctx, b.conn, waiter) }
-			}
+			peer := func() (time.Duration, error) { return floorOf(s).handOff(ctx, b.conn, waiter) }
 			o, p, err := takeTurns(handOff, ours, peer)
 			if err != nil {
 				return result{}, err
@@ -299,11 +304,7 @@ func allocations(ctx context.Context, s *testdb.Server) (result, error) {
 				}
 			})
 		}
-		floor := b.literal
-		if s.Kind == testdb.Postgres {
-			floor = b.advisory
-		}
-		ours, peer := count(b.ours), count(floor)
+		ours, peer := count(b.ours), count(func() error { return floorOf(s).lock(ctx, b.conn, func() {}) })
 		return result{Ours: fmt.Sprintf("%.0f", ours), Peer: fmt.Sprintf("raw: %.0f", peer), Ratio: ours / peer}, failed
 	})
 }
