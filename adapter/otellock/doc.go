@@ -1,0 +1,2 @@
+// Package otellock reports what happens to locks by OpenTelemetry metrics.
+package otellock
