@@ -16,7 +16,7 @@ INPROCESS = ./cmd/demo ./internal/inprocess
 # run beside each other.
 POSTGRES = PG|Postgres|Bouncer
 
-.PHONY: help demo test test-short torture bench plot fuzz lint format servers cc clean
+.PHONY: help demo test test-short torture bench plot takeover fuzz lint format servers cc clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: servers ## what a lock costs, as a table and in bench.json (BENCH=pattern
 
 plot: servers ## grants per second against waiters, as docs/waiters.svg; takes four minutes
 	@cd integration && $(GO) run ./cmd/bench -plot ../docs/waiters.svg
+
+takeover: servers ## a hung holder and who comes next, recorded on MySQL, as docs/takeover.svg
+	@cd integration && $(GO) run ./cmd/takeover -o ../docs/takeover.svg
 
 fuzz: servers ## fuzz the names, for FUZZTIME each, without servers and with
 	$(GO) test -run '^$$' -fuzz '^FuzzKey$$' -fuzztime $(FUZZTIME) ./sqllock
