@@ -60,11 +60,12 @@ fuzz: servers ## fuzz the names, for FUZZTIME each, without servers and with
 	$(GO) test -run '^$$' -fuzz '^FuzzKey$$' -fuzztime $(FUZZTIME) ./sqllock
 	cd integration && $(GO) test -run '^$$' -fuzz '^FuzzKeyOnTheServer$$' -fuzztime $(FUZZTIME) .
 
-lint: ## golangci-lint on both modules, and that go.mod files are tidy
+lint: ## golangci-lint on both modules, actionlint, and that go.mod files are tidy
 	$(GO) mod tidy -diff
 	cd integration && $(GO) mod tidy -diff
 	$(GO) tool -modfile=tools.mod golangci-lint run ./...
 	cd integration && $(GO) tool -modfile=../tools.mod golangci-lint run --config ../.golangci.yml ./...
+	$(GO) tool -modfile=.github/tools.mod actionlint
 
 format: ## format the code
 	$(GO) tool -modfile=tools.mod golangci-lint fmt
