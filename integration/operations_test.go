@@ -10,8 +10,6 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5"
-
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 	"github.com/sqllock/go-sqllock/migrations"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/pgadvisory"
@@ -19,6 +17,8 @@ import (
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
 	"github.com/sqllock/go-sqllock/txguard"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // operations are the statements of a block of docs/operations.md.
@@ -292,4 +292,65 @@ func TestOperationsTimeoutsPG(t *testing.T) {
 		return pool.Stats().MaxLifetimeClosed+pool.Stats().MaxIdleTimeClosed > 1
 	})
 	release(t, l)
+}
+
+// TestMoving: which locks exclude each other while programs are changed one by one, and
+// that a release which takes two kinds excludes both.
+func TestMoving(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, s *testdb.Server) {
+		db := lockTable(t, s, "MyISAM")
+		name := lockName("moving")
+		byHand := conn(t, db)
+		kinds := []struct {
+			name string
+			lock func(f func()) (ran bool, err error)
+		}{
+			{"GET_LOCK by hand", func(f func()) (bool, error) {
+				if ask[int](t, byHand, "SELECT GET_LOCK('"+name+"', 0)") != 1 {
+					return false, nil
+				}
+				f()
+				do(t, byHand, "DO RELEASE_LOCK('"+name+"')")
+				return true, nil
+			}},
+			{"mysqlnamed", try(t, db, name, sqllock.New(mysqlnamed.New()))},
+			{"table", try(t, db, name, sqllock.New(table.New(time.Minute)))},
+			{"both", func(f func()) (ran bool, err error) {
+				_, err = try(t, db, name, sqllock.New(mysqlnamed.New()))(func() {
+					ran, err = try(t, db, name, sqllock.New(table.New(time.Minute), sqllock.WithNamespace("new")))(f)
+				})
+				return ran, err
+			}},
+			{"the new name", try(t, db, name, sqllock.New(table.New(time.Minute), sqllock.WithNamespace("new")))},
+		}
+		for _, holder := range kinds {
+			for _, other := range kinds {
+				excluded := holder.name == "both" || other.name == "both" || (holder.name == "the new name") == (other.name == "the new name")
+				if holder.name == other.name && holder.name == "GET_LOCK by hand" {
+					continue // one session
+				}
+				ran, err := holder.lock(func() {
+					ran, err := other.lock(func() {})
+					if err != nil || ran == excluded {
+						t.Errorf("%s is held, and %s ran: %v, %v", holder.name, other.name, ran, err)
+					}
+				})
+				if err != nil || !ran {
+					t.Errorf("%s ran: %v, %v", holder.name, ran, err)
+				}
+			}
+		}
+	})
+}
+
+// try returns what runs a function under a lock, if that is free.
+func try(t *testing.T, db *sql.DB, name string, k *sqllock.Locker) func(f func()) (ran bool, err error) {
+	t.Helper()
+	return func(f func()) (bool, error) {
+		return k.TryDo(t.Context(), db, name, func(context.Context, *sqllock.Lock) error {
+			f()
+			return nil
+		})
+	}
 }

@@ -1,20 +1,22 @@
 package mysqlnamed_test
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
 
 // TestReadme: what README and docs show as Go is in the examples, so it compiles.
 func TestReadme(t *testing.T) {
-	examples := read(t, "example_test.go", "../table/example_test.go", "../txguard/example_test.go", "../pgadvisory/example_test.go")
-	pages, err := filepath.Glob("../docs/*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := strings.Split(read(t, append(pages, "../README.md")...), "```go\n")[1:]
+	examples := read(t, "example_test.go", "../table/example_test.go", "../txguard/example_test.go",
+		"../pgadvisory/example_test.go", "../examples/moving/moving_test.go")
+	blocks := strings.Split(read(t, pages(t)...), "```go\n")[1:]
 	if len(blocks) < 6 {
 		t.Errorf("there are %d examples only", len(blocks))
 	}
@@ -29,6 +31,57 @@ func TestReadme(t *testing.T) {
 			t.Errorf("not in the examples:\n%s", code)
 		}
 	}
+}
+
+// TestNamedTests: the tests that the documentation names as proof are there.
+func TestNamedTests(t *testing.T) {
+	there := make(map[string]bool)
+	err := filepath.WalkDir("..", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		for _, decl := range file.Decls {
+			if f, ok := decl.(*ast.FuncDecl); ok {
+				there[f.Name.Name] = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	suite, err := filepath.Glob("../sqllock/locktest/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	subtest := regexp.MustCompile(`\{"([A-Za-z]+)", `)
+	for _, match := range subtest.FindAllStringSubmatch(read(t, suite...), -1) {
+		there["locktest/"+match[1]] = true
+	}
+	text := read(t, pages(t)...)
+	named := regexp.MustCompile("`(Test[A-Z][A-Za-z]*|locktest/[A-Z][A-Za-z]*)`").FindAllStringSubmatch(text, -1)
+	if len(named) < 50 {
+		t.Errorf("only %d tests are named", len(named))
+	}
+	for _, match := range named {
+		if !there[match[1]] {
+			t.Errorf("there is no %s", match[1])
+		}
+	}
+}
+
+// pages are those of the documentation.
+func pages(t *testing.T) []string {
+	t.Helper()
+	docs, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(docs, "../README.md", "../CONTRIBUTING.md")
 }
 
 func read(t *testing.T, files ...string) string {
