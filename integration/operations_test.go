@@ -324,11 +324,11 @@ func TestMoving(t *testing.T) {
 			}},
 			{"the new name", try(t, db, name, sqllock.New(table.New(time.Minute), sqllock.WithNamespace("new")))},
 		}
-		for _, holder := range kinds {
-			for _, other := range kinds {
+		for i, holder := range kinds {
+			for j, other := range kinds {
 				excluded := holder.name == "both" || other.name == "both" || (holder.name == "the new name") == (other.name == "the new name")
-				if holder.name == other.name && holder.name == "GET_LOCK by hand" {
-					continue // one session
+				if i == 0 && j == 0 {
+					continue // by hand it is one session, which may have it twice
 				}
 				ran, err := holder.lock(func() {
 					ran, err := other.lock(func() {})

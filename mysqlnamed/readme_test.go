@@ -15,7 +15,7 @@ import (
 // TestReadme: what README and docs show as Go is in the examples, so it compiles.
 func TestReadme(t *testing.T) {
 	examples := read(t, "example_test.go", "../table/example_test.go", "../txguard/example_test.go",
-		"../pgadvisory/example_test.go", "../examples/moving/moving_test.go")
+		"../pgadvisory/example_test.go", "../examples/moving/example_test.go")
 	blocks := strings.Split(read(t, pages(t)...), "```go\n")[1:]
 	if len(blocks) < 6 {
 		t.Errorf("there are %d examples only", len(blocks))
