@@ -42,7 +42,7 @@ func operations(t *testing.T, begins string) (statements []string) {
 	return nil
 }
 
-// TestOperationsSQL: what the page grants is enough, and none of it is too much; what it
+// TestOperationsSQL: what the page grants is enough, and the last of it is needed; what it
 // asks shows who hangs and who waits.
 func TestOperationsSQL(t *testing.T) {
 	onEach(t, func(t *testing.T, s *testdb.Server) {
