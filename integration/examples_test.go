@@ -29,6 +29,7 @@ import (
 // TestExamples runs the programs of the folder examples as processes, with what they are
 // about, and without it.
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	dir := buildExamples(t)
 	onEach(t, func(t *testing.T, s *testdb.Server) {
 		runExamples(t, func(t *testing.T) *stage {
@@ -252,7 +253,7 @@ func playLongJob(st *stage, without bool) {
 	st.do("CREATE TABLE pages (id bigint PRIMARY KEY, exported bigint NOT NULL)")
 	st.do("INSERT INTO pages VALUES (1,0),(2,0),(3,0),(4,0)")
 	resume := st.block("SELECT id FROM pages WHERE id = 2 FOR UPDATE")
-	first := st.start("longjob", without, "-ttl=1s")
+	first := st.start("longjob", without, "-ttl=2s")
 	first.says("page 2")
 	first.signal(syscall.SIGSTOP)
 	second := st.start("longjob", without, "-ttl=1m")

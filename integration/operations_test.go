@@ -45,6 +45,7 @@ func operations(t *testing.T, begins string) (statements []string) {
 // TestOperationsSQL: what the page grants is enough, and the last of it is needed; what it
 // asks shows who hangs and who waits.
 func TestOperationsSQL(t *testing.T) {
+	t.Parallel()
 	onEach(t, func(t *testing.T, s *testdb.Server) {
 		db := schema(t, s)
 		name := database(t, db)
@@ -84,19 +85,17 @@ func TestOperationsSQL(t *testing.T) {
 			last = strings.ReplaceAll(last, "CONNECTION_ADMIN", "CONNECTION ADMIN")
 		}
 		do(t, db, names.Replace(last))
-		next := acquire(t, k, conn(t, as(names.Replace("app"))), "job")
+		next := acquire(t, k, conn(t, as(names.Replace("app"))), "job", sqllock.TTL(time.Hour)) // sessions know of a grant from when they began
 		wantErr(t, "Check of the one that hung", stale.Check(t.Context()), sqllock.ErrLost)
 
 		before := ask[int](t, db, "SELECT COUNT(*) FROM ("+waits+") s")
 		waiting, cancel := context.WithCancel(t.Context())
 		defer cancel()
+		waiter := conn(t, app)
 		done := later(func() error {
-			_, err := k.Lock(waiting, conn(t, app), "job", sqllock.TTL(time.Hour))
+			_, err := k.Lock(waiting, waiter, "job")
 			return err
 		})
-		if err := next.Extend(t.Context(), time.Hour); err != nil {
-			t.Fatal(err)
-		}
 		waitFor(t, "the operator to see who waits", func() bool { return ask[int](t, db, "SELECT COUNT(*) FROM ("+waits+") s") > before })
 		cancel()
 		wantErr(t, "the wait", result(t, "the end of the wait", done), context.Canceled)
@@ -256,7 +255,7 @@ func TestOperationsTimeoutsPG(t *testing.T) {
 	db := pgDatabase(t, s)
 	ends := func(setting string, begin bool) {
 		t.Helper()
-		limited := sameDatabase(t, s, db, func(c *pgx.ConnConfig) { c.RuntimeParams[setting] = "300ms" })
+		limited := sameDatabase(t, s, db, func(c *pgx.ConnConfig) { c.RuntimeParams[setting] = "1s" })
 		c := conn(t, limited)
 		l := acquire(t, pgLocker(), c, setting)
 		if begin {

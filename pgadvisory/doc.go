@@ -114,6 +114,6 @@
 // open on the session is then taken back to before the wait. A transaction that has begun
 // to read before it waits for the lock may have its snapshot from before; that of
 // [sqllock.Locker.LockTx] has to be READ COMMITTED, and take the lock before any savepoint. Before version 13
-// the session's own statement_timeout ends a wait. Waits longer
-// than log_lock_waits allows, and each deadline that passes, are in the server's log.
+// the session's own statement_timeout ends a wait. Each deadline that passes is in the server's
+// log, and, where log_lock_waits is on, each wait of more than deadlock_timeout.
 package pgadvisory

@@ -4,7 +4,10 @@
 //
 // # The life of a lock
 //
-// A [Locker] puts a [Backend] to work under a namespace. It has two layers:
+// A [Locker] puts a [Backend] to work under a namespace. Backends are packages of their own:
+// mysqlnamed and table for MySQL and MariaDB, pgadvisory and pgtable for PostgreSQL, and
+// memory for unit tests. The folder examples of the module has whole programs. A Locker has
+// two layers:
 //
 //   - [Locker.Do] and [Locker.TryDo] run a function while a lock is held. They
 //     take a connection from the pool, acquire, watch the lock, release, and

@@ -18,10 +18,10 @@ type NameStats struct {
 	Acquired int64         // grants, of the server and of the one before in this process
 	HandedOn int64         // grants of those that came from the one before in this process
 	Busy     int64         // calls that did not get it, since another one had it
-	Released int64         //
+	Released int64         // by their holders
 	Lost     int64         // under their holders, or not confirmed to be released
 	Expired  int64         // leases that ended under their holders
-	Extended int64         //
+	Extended int64         // leases whose TTL was prolonged
 	Starved  int64         // calls that waited for a connection for more than a second
 	Taken    int64         // takeovers of what a dead or hanging holder had left
 	Killed   int64         // sessions ended for a takeover
@@ -144,8 +144,8 @@ type Snapshot struct {
 type HeldLock struct {
 	Name     string
 	By       string        // the function that acquired it, and its line
-	Since    time.Time     //
-	For      time.Duration //
+	Since    time.Time     // when it was granted
+	For      time.Duration // how long ago that is
 	Session  int64         // the server's id of its session; 0 if the backend did not have to ask for it
 	Sharing  int           // how many other locks are on that session
 	Token    int64         // 0 if there is none

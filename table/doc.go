@@ -127,9 +127,9 @@
 // Acquire and Extend return ErrInTransaction, and Release frees the doorbell and
 // leaves the row, which is obsolete, to the next one. Check does not read an InnoDB
 // row in a transaction, which would be a part of it: without a pool, and for package
-// txguard, it answers by the doorbell and the local time. Pass and
-// Watch take it that their session is in none. A pending SET TRANSACTION of the caller's is used up on
-// InnoDB and MySQL.
+// txguard, it answers by the doorbell and the local time. Pass and Watch are not to be
+// called while their session is in one. A pending SET TRANSACTION of the caller's is used
+// up on InnoDB and MySQL.
 //
 // # Names
 //

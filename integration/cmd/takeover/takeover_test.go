@@ -28,7 +28,7 @@ func TestTakeover(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Stop() //nolint:errcheck // it ends with the process
-	rec, err := record(t.Context(), s, settings{ttl: time.Second, rows: 5_000})
+	rec, err := record(t.Context(), s, settings{ttl: 3 * time.Second, rows: 5_000})
 	if err != nil {
 		t.Fatal(err)
 	}
