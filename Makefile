@@ -16,6 +16,9 @@ INPROCESS = ./cmd/demo ./internal/inprocess
 # run beside each other.
 POSTGRES = PG|Postgres|Bouncer
 
+# Adapters that are modules of their own, which keeps what they need out of the root's.
+ADAPTERS = adapter/gocronlock adapter/otellock
+
 .PHONY: help demo test test-short torture bench plot takeover fuzz lint format servers cc clean
 
 help: ## list the targets
@@ -32,6 +35,7 @@ demo: ## the invoice job on five web servers, with the lock and without (DSN=…
 
 test: cc servers ## all tests, with -race, on MariaDB, MySQL and PostgreSQL
 	$(RACE) ./...
+	for module in $(ADAPTERS); do (cd $$module && $(RACE) ./...) || exit; done
 	@echo 'cd integration && $(RACE) …: the tests on PostgreSQL beside the others'
 	@cd integration && $(RACE) -timeout 20m -run '$(POSTGRES)' . & postgres=$$!; \
 	cd integration && $(RACE) -timeout 20m -skip '$(POSTGRES)' $$($(GO) list ./... | grep -v -e /cmd/demo -e /internal/inprocess); others=$$?; \
@@ -41,6 +45,7 @@ test: cc servers ## all tests, with -race, on MariaDB, MySQL and PostgreSQL
 
 test-short: cc ## the tests that need no server
 	$(RACE) -short ./...
+	for module in $(ADAPTERS); do (cd $$module && $(RACE) -short ./...) || exit; done
 	cd integration && $(RACE) -short $$($(GO) list ./... | grep -v -e /cmd/demo -e /internal/inprocess)
 
 torture: servers ## guarded work under kill -9, SIGSTOP, KILL, TCP resets and crashes (SEED, DURATION=60s, SERVER)
@@ -60,16 +65,20 @@ fuzz: servers ## fuzz the names, for FUZZTIME each, without servers and with
 	$(GO) test -run '^$$' -fuzz '^FuzzKey$$' -fuzztime $(FUZZTIME) ./sqllock
 	cd integration && $(GO) test -run '^$$' -fuzz '^FuzzKeyOnTheServer$$' -fuzztime $(FUZZTIME) .
 
-lint: ## golangci-lint on both modules, actionlint, and that go.mod files are tidy
+lint: ## golangci-lint on all modules, actionlint, and that go.mod files are tidy
 	$(GO) mod tidy -diff
 	cd integration && $(GO) mod tidy -diff
 	$(GO) tool -modfile=tools.mod golangci-lint run ./...
 	cd integration && $(GO) tool -modfile=../tools.mod golangci-lint run --config ../.golangci.yml ./...
+	for module in $(ADAPTERS); do \
+		(cd $$module && $(GO) mod tidy -diff && $(GO) tool -modfile=../../tools.mod golangci-lint run --config ../../.golangci.yml ./...) || exit; \
+	done
 	$(GO) tool -modfile=.github/tools.mod actionlint
 
 format: ## format the code
 	$(GO) tool -modfile=tools.mod golangci-lint fmt
 	cd integration && $(GO) tool -modfile=../tools.mod golangci-lint fmt --config ../.golangci.yml
+	for module in $(ADAPTERS); do (cd $$module && $(GO) tool -modfile=../../tools.mod golangci-lint fmt --config ../../.golangci.yml) || exit; done
 
 servers: ## put the servers that the tests need, and PgBouncer, into the cache
 	@integration/servers/install.sh
