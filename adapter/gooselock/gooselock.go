@@ -167,7 +167,7 @@ func extend(ctx context.Context, held *sqllock.Lock) (stop func()) {
 	if held.Grant().Until.IsZero() {
 		return func() {}
 	}
-	ttl := held.Remaining().Round(time.Second) // it was counted from before the grant
+	ttl := max(held.Remaining().Round(time.Second), time.Second) // it was counted from before the grant
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	over := make(chan struct{})
 	go func() {
