@@ -24,14 +24,14 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jonboulle/clockwork"
-
 	"github.com/sqllock/go-sqllock/adapter/gocronlock"
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/pgadvisory"
 	"github.com/sqllock/go-sqllock/pgtable"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 const (
@@ -249,7 +249,8 @@ func (g *gocronTest) stop(p *gocronProcess) {
 	for line := range p.lines {
 		said = append(said, line)
 	}
-	if <-p.done; p.err != nil {
+	<-p.done
+	if p.err != nil {
 		g.Errorf("process %d: %v\n%s", p.pid(), p.err, strings.Join(said, "\n"))
 	}
 	g.forget(p)
@@ -391,7 +392,8 @@ func TestGocronElectorText(t *testing.T) {
 func TestGocronElectorLost(t *testing.T) {
 	onEachWithPG(t, func(t *testing.T, s *testdb.Server) {
 		t.Parallel()
-		kill, db := mysqlKill, (*sql.DB)(nil)
+		var db *sql.DB
+		kill := mysqlKill
 		if s.Kind == testdb.Postgres {
 			kill, db = pgKill, pgDatabase(t, s)
 		} else {

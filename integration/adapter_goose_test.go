@@ -19,14 +19,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
-
 	"github.com/sqllock/go-sqllock/adapter/gooselock"
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/pgadvisory"
 	"github.com/sqllock/go-sqllock/pgtable"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // gooseCase is an empty database, or one with a lock table and nothing else, that
@@ -428,8 +428,6 @@ func TestGooseWoken(t *testing.T) {
 		c.Errorf("after the release the waiter sent %v packets, want none, or %d for a lease", after, lease)
 	})
 }
-
-
 
 // countedPG opens a pool on the database of db whose packets are counted.
 func countedPG(tb testing.TB, s *testdb.Server, db *sql.DB) (*sql.DB, *atomic.Int64) {

@@ -9,7 +9,8 @@ import (
 
 // TestReadme: what README and docs show as Go is in the examples, so it compiles.
 func TestReadme(t *testing.T) {
-	examples := read(t, "example_test.go", "../table/example_test.go", "../txguard/example_test.go", "../pgadvisory/example_test.go")
+	examples := read(t, "example_test.go", "../table/example_test.go", "../txguard/example_test.go", "../pgadvisory/example_test.go",
+		"../adapter/gooselock/example_test.go", "../adapter/gocronlock/example_test.go")
 	pages, err := filepath.Glob("../docs/*.md")
 	if err != nil {
 		t.Fatal(err)

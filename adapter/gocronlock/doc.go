@@ -42,10 +42,12 @@
 //   - The leader dies: the server ends its session, and with that one of those who wait for the
 //     lock leads, in milliseconds.
 //   - The leader calls Close: the same.
-//   - The session of the leader is ended (KILL, a cut network): it knows within a second,
-//     or, where the server is silent, within ten; until then two may lead. Where
-//     that is too much take a lease, of package table or pgtable: its leader stops by its own
-//     clock, before anybody else can lead.
+//   - The session of the leader is ended on the server (KILL, pg_terminate_backend): it
+//     knows within a second; until then two may lead.
+//   - Its network is cut: it does not lead any more when the server has been silent for ten
+//     seconds. The server frees the lock of a session when it notices (wait_timeout, TCP
+//     keepalive), and nobody leads until then; a lease, of package table or pgtable, after its
+//     TTL, which is over for the leader before it is for anybody else.
 //   - The leader is stopped, or its machine asleep, for more than ten seconds, or for the TTL: when it
 //     goes on it does not lead until the server has been asked.
 //   - The database can't be reached: nobody leads, all try again, in pauses of up to five

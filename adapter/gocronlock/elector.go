@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/go-co-op/gocron/v2"
-
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
@@ -316,16 +315,17 @@ func (e *Elector) changed(err error) {
 
 // led says who leads, as far as the server shows it.
 func (e *Elector) led(ctx context.Context, conn *sql.Conn) error {
-	who := "another process is"
-	h, err := e.locker.Holder(ctx, conn, e.name)
-	if err == nil {
-		who = fmt.Sprintf("session %d", h.Session)
-		for _, more := range []struct{ before, what string }{{" of ", h.Process}, {", user ", h.User}, {" at ", h.Host}} {
-			if more.what != "" {
-				who += more.before + more.what
-			}
-		}
-		who += " is"
+	who := "another process"
+	if h, err := e.locker.Holder(ctx, conn, e.name); err == nil {
+		who = fmt.Sprintf("session %d", h.Session) + known(" of ", h.Process) + known(", user ", h.User) + known(" at ", h.Host)
 	}
-	return fmt.Errorf("gocronlock: not the leader, as %s, by the lock %q: %w", who, e.name, sqllock.ErrBusy)
+	return fmt.Errorf("gocronlock: not the leader, as %s is, by the lock %q: %w", who, e.name, sqllock.ErrBusy)
+}
+
+// known is what the server shows, if it does.
+func known(before, what string) string {
+	if what == "" {
+		return ""
+	}
+	return before + what
 }

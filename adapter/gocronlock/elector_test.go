@@ -10,9 +10,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/sqllock/go-sqllock/adapter/gocronlock"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/sqllock/memory"
+
+	"github.com/sqllock/go-sqllock/adapter/gocronlock"
 )
 
 // candidate is an Elector in a process of its own, with the answers that it has told of.

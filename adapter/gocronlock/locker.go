@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/go-co-op/gocron/v2"
-
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 

@@ -12,10 +12,10 @@ import (
 
 	"github.com/go-co-op/gocron/v2"
 	"github.com/google/uuid"
-
-	"github.com/sqllock/go-sqllock/adapter/gocronlock"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/sqllock/memory"
+
+	"github.com/sqllock/go-sqllock/adapter/gocronlock"
 )
 
 // pool is that of one host.

@@ -149,16 +149,20 @@ func (l *SessionLocker) who(ctx context.Context, conn *sql.Conn) string {
 	case err != nil:
 		return fmt.Sprintf("another migration is under way (whose, could not be asked: %v)", err)
 	}
-	text := fmt.Sprintf("another migration is under way: session %d", h.Session)
-	for _, more := range []struct{ before, what string }{{" of ", h.Process}, {", user ", h.User}, {" at ", h.Host}} {
-		if more.what != "" {
-			text += more.before + more.what
-		}
-	}
+	since := ""
 	if !h.Since.IsZero() {
-		text += ", since " + h.Since.Format(time.RFC3339) + " or longer"
+		since = ", since " + h.Since.Format(time.RFC3339) + " or longer"
 	}
-	return text
+	return fmt.Sprintf("another migration is under way: session %d", h.Session) +
+		known(" of ", h.Process) + known(", user ", h.User) + known(" at ", h.Host) + since
+}
+
+// known is what the server shows, if it does.
+func known(before, what string) string {
+	if what == "" {
+		return ""
+	}
+	return before + what
 }
 
 // extend extends a lease until the returned function is called. A loss is remembered by
