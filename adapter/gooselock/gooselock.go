@@ -111,7 +111,11 @@ func (l *SessionLocker) wait(ctx context.Context, conn *sql.Conn) (*sqllock.Lock
 		part, cancel := context.WithTimeout(ctx, slice)
 		held, err := l.locker.Lock(part, conn, l.name)
 		cancel()
-		if !errors.Is(err, sqllock.ErrBusy) || errors.Is(err, sqllock.ErrSessionGone) || hasEnded(ctx) {
+		ended := hasEnded(ctx)
+		if ended && errors.Is(err, context.Cause(part)) && !errors.Is(err, sqllock.ErrBusy) {
+			err = fmt.Errorf("%w: %w", sqllock.ErrBusy, err) // ctx ended between two waits
+		}
+		if ended || !errors.Is(err, sqllock.ErrBusy) || errors.Is(err, sqllock.ErrSessionGone) {
 			return held, err
 		}
 	}
