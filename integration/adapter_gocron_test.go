@@ -43,18 +43,18 @@ const (
 type gocronJob struct {
 	Kind  testdb.Kind
 	DSN   string
-	Lease bool
-	Way   string // "locker", "elector" or "none"
+	Lease time.Duration // its TTL; 0 for a lock of a session
+	Way   string        // "locker", "elector" or "none"
 }
 
 func (j gocronJob) backend(db *sql.DB) sqllock.Backend {
 	switch pg := j.Kind == testdb.Postgres; {
-	case pg && j.Lease:
-		return pgtable.New(time.Minute, pgtable.WithPool(db))
+	case pg && j.Lease > 0:
+		return pgtable.New(j.Lease, pgtable.WithPool(db))
 	case pg:
 		return pgadvisory.New()
-	case j.Lease:
-		return table.New(time.Minute, table.WithPool(db))
+	case j.Lease > 0:
+		return table.New(j.Lease, table.WithPool(db))
 	}
 	return mysqlnamed.New()
 }
@@ -94,7 +94,7 @@ type gocronProcess struct {
 }
 
 // newGocron makes a database, and starts processes in it that are ready to tick.
-func newGocron(t *testing.T, s *testdb.Server, way string, lease bool) *gocronTest {
+func newGocron(t *testing.T, s *testdb.Server, way string, lease time.Duration) *gocronTest {
 	t.Helper()
 	g := &gocronTest{T: t, job: gocronJob{Kind: s.Kind, Lease: lease, Way: way}}
 	if s.Kind == testdb.Postgres {
@@ -267,8 +267,9 @@ func (g *gocronTest) forget(p *gocronProcess) {
 
 // onEachGocron runs a test on each server, with the locks of a session or leases: each way
 // has both on some server.
-func onEachGocron(t *testing.T, leases map[testdb.Kind]bool, test func(t *testing.T, s *testdb.Server, lease bool)) {
+func onEachGocron(t *testing.T, leases map[testdb.Kind]time.Duration, test func(t *testing.T, s *testdb.Server, lease time.Duration)) {
 	t.Helper()
+	t.Parallel()
 	onEachWithPG(t, func(t *testing.T, s *testdb.Server) {
 		t.Parallel()
 		test(t, s, leases[s.Kind])
@@ -278,7 +279,7 @@ func onEachGocron(t *testing.T, leases map[testdb.Kind]bool, test func(t *testin
 // TestGocronLocker has three processes tick at once: each tick runs on one of them. The
 // first one is killed while it runs the job, and the next tick runs elsewhere.
 func TestGocronLocker(t *testing.T) {
-	onEachGocron(t, map[testdb.Kind]bool{testdb.MySQL: true}, func(t *testing.T, s *testdb.Server, lease bool) {
+	onEachGocron(t, map[testdb.Kind]time.Duration{testdb.MySQL: time.Minute}, func(t *testing.T, s *testdb.Server, lease time.Duration) {
 		g := newGocron(t, s, "locker", lease)
 		g.kill(g.once())
 		locker := g.job.locker(g.db)
@@ -305,38 +306,69 @@ func TestGocronLocker(t *testing.T) {
 // TestGocronElector has three processes campaign: one of them leads, and runs each
 // tick. It is killed, another one leads; that closes, and the last one does.
 func TestGocronElector(t *testing.T) {
-	onEachGocron(t, map[testdb.Kind]bool{testdb.MariaDB: true, testdb.Postgres: true}, func(t *testing.T, s *testdb.Server, lease bool) {
+	onEachGocron(t, map[testdb.Kind]time.Duration{testdb.MariaDB: time.Minute, testdb.Postgres: time.Minute}, func(t *testing.T, s *testdb.Server, lease time.Duration) {
 		g := newGocron(t, s, "elector", lease)
-		leader := func() (is *gocronProcess) {
-			t.Helper()
-			waitFor(t, "a leader", func() bool {
-				for _, p := range g.live {
-					if g.leads(p) {
-						is = p
-					}
-				}
-				return is != nil
-			})
-			return is
-		}
-		first := leader()
+		first := g.leader(nil)
 		for range 2 {
 			if ran := g.once(); ran != first {
 				t.Errorf("process %d has run the job, and %d leads", ran.pid(), first.pid())
 			}
 		}
 		g.kill(first)
-		second := leader()
+		second := g.leader(nil)
 		if ran := g.once(); ran != second {
 			t.Errorf("process %d has run the job, and %d leads", ran.pid(), second.pid())
 		}
 		g.stop(second)
-		third := leader()
+		third := g.leader(nil)
 		if ran := g.once(); ran != third {
 			t.Errorf("process %d has run the job, and %d leads", ran.pid(), third.pid())
 		}
 		g.stop(third)
 	})
+}
+
+// TestGocronElectorStopped stops the leader for longer than its TTL, until another one
+// leads. When it goes on it does not take itself for the leader, and does not run the job.
+func TestGocronElectorStopped(t *testing.T) {
+	onEachGocron(t, nil, func(t *testing.T, s *testdb.Server, _ time.Duration) {
+		if s.Kind == testdb.MySQL {
+			t.Skip("it takes a while, and the lease is that of MariaDB")
+		}
+		g := newGocron(t, s, "elector", time.Second)
+		stopped := g.leader(nil)
+		if err := stopped.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		second := g.leader(stopped)
+		g.tell(stopped, "leader?")
+		if err := stopped.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		if answer := g.say(stopped, "answer "); strings.HasPrefix(answer, "answer yes") {
+			t.Errorf("who was stopped says %q", answer)
+		}
+		if ran := g.once(); ran != second {
+			t.Errorf("process %d has run the job, and %d leads", ran.pid(), second.pid())
+		}
+		for len(g.live) > 0 {
+			g.stop(g.live[0])
+		}
+	})
+}
+
+// leader returns the process that leads, when there is one. It does not ask but.
+func (g *gocronTest) leader(but *gocronProcess) (is *gocronProcess) {
+	g.Helper()
+	waitFor(g.T, "a leader", func() bool {
+		for _, p := range g.live {
+			if p != but && g.leads(p) {
+				is = p
+			}
+		}
+		return is != nil
+	})
+	return is
 }
 
 // leads asks a process, and has it say who leads if it is another one.
@@ -347,7 +379,7 @@ func (g *gocronTest) leads(p *gocronProcess) bool {
 	if strings.HasPrefix(answer, "answer yes") {
 		return true
 	}
-	if !strings.Contains(answer, "not the leader") {
+	if !strings.Contains(answer, "not the leader") && !strings.Contains(answer, "no longer the leader") {
 		g.Errorf("process %d: %s", p.pid(), answer)
 	}
 	return false
@@ -436,7 +468,7 @@ func TestGocronElectorLost(t *testing.T) {
 // three times. It has nothing to do with the server, so one will do.
 func TestGocronWithoutLock(t *testing.T) {
 	t.Parallel()
-	g := newGocron(t, server(t, testdb.MariaDB), "none", false)
+	g := newGocron(t, server(t, testdb.MariaDB), "none", 0)
 	if ran, _ := g.next(); len(ran) != 3 {
 		t.Errorf("the tick ran %d times, so the tests with a lock show nothing", len(ran))
 	}

@@ -267,7 +267,6 @@ func (e *Elector) lead(ctx context.Context, lock *sqllock.Lock, known func()) er
 		}
 		select {
 		case <-ctx.Done():
-			e.tell(errClosed) // before another one can lead
 			return ctx.Err()
 		case <-ticker.C:
 		}

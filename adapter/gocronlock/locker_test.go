@@ -153,7 +153,7 @@ func TestContext(t *testing.T) {
 		}
 		after, cancelAfter := l.Context(t.Context(), "report")
 		defer cancelAfter()
-		want(t, "after the job", context.Cause(after), []error{sqllock.ErrNotHeld})
+		want(t, "after the job", context.Cause(after), []error{sqllock.ErrNotHeld}, `no job named "report"`)
 		want(t, "within the time of atLeast", second(l.Lock(t.Context(), "report")), []error{sqllock.ErrBusy}, "gocronlock: the run is skipped")
 		time.Sleep(time.Second + time.Millisecond)
 		if lock, err = l.Lock(t.Context(), "report"); err != nil {

@@ -71,9 +71,9 @@ func New(locker *sqllock.Locker, name string, opts ...Option) *SessionLocker {
 
 // SessionLock acquires the lock for the session under conn, and waits while another one has
 // it, until ctx ends or the time of [WithMaxWait] is over: then the error matches
-// sqllock.ErrBusy and the error of ctx, or context.DeadlineExceeded, and says who has it. Other errors are those of
-// [sqllock.Locker.Lock]. On failure nothing is held, and conn is as usable as before unless
-// the error matches sqllock.ErrSessionGone.
+// sqllock.ErrBusy and the error of ctx, or context.DeadlineExceeded, and says who has it.
+// Other errors are those of [sqllock.Locker.Lock]. On failure nothing is held, and conn is
+// as usable as before unless the error matches sqllock.ErrSessionGone.
 func (l *SessionLocker) SessionLock(ctx context.Context, conn *sql.Conn) error {
 	if conn == nil {
 		return errors.New("gooselock: SessionLock needs a connection; the *sql.Conn is nil")
@@ -200,10 +200,10 @@ func extend(ctx context.Context, held *sqllock.Lock) (stop func()) {
 	}
 }
 
-// SessionUnlock releases the lock. It works with a ctx that has ended. It returns an error that matches
-// sqllock.ErrLost if the lock was gone before, so that another process may have migrated
-// at the same time, sqllock.ErrUnknown if the server did not confirm the release, after
-// which the session has been closed, and sqllock.ErrNotHeld for a conn that SessionLock has
+// SessionUnlock releases the lock. It works with a ctx that has ended. It returns an error
+// that matches sqllock.ErrLost if the lock was gone before, so that another process may have
+// gone on from there; sqllock.ErrUnknown if the server did not confirm the release, after
+// which the session has been closed; and sqllock.ErrNotHeld for a conn that SessionLock has
 // not locked. In each case nothing is held any more. A session that the end of the ctx of
 // SessionLock has cost is no error: goose has returned that.
 func (l *SessionLocker) SessionUnlock(ctx context.Context, conn *sql.Conn) error {
