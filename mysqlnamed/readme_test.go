@@ -14,8 +14,7 @@ import (
 
 // TestReadme: what README and docs show as Go is in the examples, so it compiles.
 func TestReadme(t *testing.T) {
-	examples := read(t, "example_test.go", "../table/example_test.go", "../txguard/example_test.go",
-		"../pgadvisory/example_test.go", "../examples/moving/example_test.go")
+	examples := read(t, exampleFiles(t)...)
 	blocks := strings.Split(read(t, pages(t)...), "```go\n")[1:]
 	if len(blocks) < 6 {
 		t.Errorf("there are %d examples only", len(blocks))
@@ -72,6 +71,21 @@ func TestNamedTests(t *testing.T) {
 			t.Errorf("there is no %s", match[1])
 		}
 	}
+}
+
+// exampleFiles are those of all packages.
+func exampleFiles(t *testing.T) (files []string) {
+	t.Helper()
+	err := filepath.WalkDir("..", func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && filepath.Base(path) == "example_test.go" {
+			files = append(files, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
 }
 
 // pages are those of the documentation.
