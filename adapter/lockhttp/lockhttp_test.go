@@ -241,7 +241,7 @@ func TestStates(t *testing.T) {
 		<-lost.Done()
 		h.wait("more", sqllock.OwnSession())
 		_, body := get(t, handler, "/")
-		contains(t, body, "lost; its holder has not noticed", "released, held on for AtLeast", `<td data-label="State">held</td>`,
+		contains(t, body, "lost; its holder has not noticed", "released, held on for AtLeast", `<td class="state" data-label="State">held</td>`,
 			`<span class="bad">sqllock: too few connections`, `<td class="n bad" data-label="Lost">1</td>`)
 	})
 }
