@@ -38,6 +38,9 @@ var browsers = []string{
 	"/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 }
 
+// chromium is a browser that runs.
+type chromium struct{ ctx context.Context }
+
 // tab is a tab of a browser, and what has gone wrong in it.
 type tab struct {
 	ctx context.Context
@@ -49,7 +52,7 @@ type tab struct {
 
 // newBrowser starts a headless Chromium for the length of the test, which reaches this
 // host only.
-func newBrowser(t *testing.T) context.Context {
+func newBrowser(t *testing.T) chromium {
 	t.Helper()
 	needed(t, browser)
 	path := ""
@@ -62,10 +65,7 @@ func newBrowser(t *testing.T) context.Context {
 	if path == "" {
 		t.Fatal("there is no Chromium or Chrome: run `make browser`, or leave these tests out by SKIP_SERVERS=browser")
 	}
-	data, err := os.MkdirTemp("", "sqllock-browser-*") // its processes may write there to the last
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := t.TempDir()
 	ctx, cancel := chromedp.NewExecAllocator(context.Background(), append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
 		chromedp.ExecPath(path),
 		chromedp.UserDataDir(data),
@@ -82,19 +82,20 @@ func newBrowser(t *testing.T) context.Context {
 		}
 		cancelBrowser()
 		cancel()
+		// Its processes write there to the last.
 		waitFor(t, "the browser's folder to be removed", func() bool { return os.RemoveAll(data) == nil })
 	})
 	if err := chromedp.Do(ctx); err != nil {
 		t.Fatal(err)
 	}
-	return ctx
+	return chromium{ctx}
 }
 
-// newTab opens a tab, and takes note of dialogs, errors, violations of the page's policy,
+// tab opens a tab, and takes note of dialogs, errors, violations of the page's policy,
 // and requests to elsewhere than site.
-func newTab(t *testing.T, browser context.Context, site string) *tab {
+func (c chromium) tab(t *testing.T, site string) *tab {
 	t.Helper()
-	ctx, cancel := chromedp.NewContext(browser)
+	ctx, cancel := chromedp.NewContext(c.ctx)
 	ctx, cancelTime := context.WithTimeout(ctx, time.Minute)
 	t.Cleanup(func() {
 		cancelTime()
@@ -191,7 +192,7 @@ func TestBrowserPagePG(t *testing.T) {
 	testBrowserPage(t, newBrowser(t), pgadvisory.New(), func() *sql.DB { return sameDatabase(t, s, db) })
 }
 
-func testBrowserPage(t *testing.T, browser context.Context, backend sqllock.Backend, open func() *sql.DB) {
+func testBrowserPage(t *testing.T, c chromium, backend sqllock.Backend, open func() *sql.DB) {
 	hostile := lockName("") + `<img src=x onerror=alert(1)>"'&`
 	invoices, long := lockName("invoices"), lockName(strings.Repeat("long", 60))
 	p, other := pool(t, open(), backend), pool(t, open(), backend)
@@ -227,7 +228,7 @@ func testBrowserPage(t *testing.T, browser context.Context, backend sqllock.Back
 		return false
 	})
 
-	b := newTab(t, browser, site.URL)
+	b := c.tab(t, site.URL)
 	b.run(t, chromedp.Navigate(site.URL+"/?refresh=1"))
 	held, waiting := "table.held td.name", "table.waiting td.name"
 	wants := func(selector string, want ...string) {
@@ -327,7 +328,7 @@ func TestBrowserTells(t *testing.T) {
 	t.Cleanup(site.Close)
 	b := newBrowser(t)
 	for path, want := range map[string]string{"/": "dialog: 1", "/policy": "log: error "} {
-		tab := newTab(t, b, site.URL)
+		tab := b.tab(t, site.URL)
 		tab.run(t, chromedp.Navigate(site.URL+path))
 		waitFor(t, "a complaint about "+path, func() bool {
 			return slices.ContainsFunc(tab.problems(), func(p string) bool { return strings.HasPrefix(p, want) })
