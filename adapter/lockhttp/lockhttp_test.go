@@ -246,6 +246,40 @@ func TestStates(t *testing.T) {
 	})
 }
 
+// TestCounts: what was waited for longest comes first, then it is by name.
+func TestCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := memory.New()
+		h := newHost(t, server, server.Backend())
+		for _, name := range []string{"b", "a"} {
+			h.lock(name)
+		}
+		job := h.lock("job")
+		h.wait("job")
+		time.Sleep(time.Second)
+		if err := job.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		var report struct {
+			Pools []struct {
+				Counts []struct {
+					Name   string
+					Waited float64 `json:"waited_seconds"`
+					Held   float64 `json:"held_seconds"`
+				}
+			}
+		}
+		_, body := get(t, lockhttp.Handler(map[string]*sqllock.Pool{"shop": h.Pool}), "/?format=json")
+		if err := json.Unmarshal([]byte(body), &report); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := fmt.Sprint(report.Pools[0].Counts), "[{job 1 1} {a 0 0} {b 0 0}]"; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	})
+}
+
 // TestRequests: who asks for what there is not is told what there is.
 func TestRequests(t *testing.T) {
 	server := memory.New()
