@@ -19,12 +19,12 @@ POSTGRES = PG|Postgres|Bouncer
 # Adapters that are modules of their own, which keeps what they need out of the root's.
 ADAPTERS = adapter/gocronlock adapter/otellock
 
-.PHONY: help demo test test-short torture bench plot takeover fuzz lint format servers cc clean
+.PHONY: help demo test test-short torture bench plot takeover fuzz lint format servers cc browser clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Environment: MYSQL_DSN, MARIADB_DSN and POSTGRES_DSN name servers to use in place of private ones,"
-	@echo "  SKIP_SERVERS=mysql,mariadb,postgres leaves servers out, SQLLOCK_CACHE is where they are kept,"
+	@echo "  SKIP_SERVERS=mysql,mariadb,postgres,browser leaves them out, SQLLOCK_CACHE is where they are kept,"
 	@echo "  DSN is the database of the demo, BENCH a pattern of benchmark rows, FUZZTIME how long to fuzz."
 	@echo "  SEED, DURATION and SERVER (mysql, mariadb or postgres) say what make torture does; a random seed is shown."
 
@@ -33,7 +33,7 @@ demo: ## the invoice job on five web servers, with the lock and without (DSN=…
 	@cd integration && CGO_ENABLED=0 $(GO) build -o ../bin/demo ./cmd/demo
 	@bin/demo
 
-test: cc servers ## all tests, with -race, on MariaDB, MySQL and PostgreSQL
+test: cc servers browser ## all tests, with -race, on MariaDB, MySQL and PostgreSQL
 	$(RACE) ./...
 	for module in $(ADAPTERS); do (cd $$module && $(RACE) ./...) || exit; done
 	@echo 'cd integration && $(RACE) …: the tests on PostgreSQL beside the others'
@@ -85,6 +85,9 @@ servers: ## put the servers that the tests need, and PgBouncer, into the cache
 
 cc:
 	@integration/servers/cc.sh
+
+browser:
+	@integration/servers/browser.sh
 
 clean: ## remove what the other targets made in this folder
 	rm -rf bin bench.json

@@ -339,6 +339,68 @@ func TestPoolStats(t *testing.T) {
 	})
 }
 
+// TestPoolStatsOldest: what hangs is seen by its age, before it has ended.
+func TestPoolStatsOldest(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *memory.Server) {
+		h := newHost(t, s, setup{})
+		want := func(lock, wait time.Duration) {
+			t.Helper()
+			if s := h.Stats(); s.OldestLock != lock || s.OldestWait != wait {
+				t.Errorf("the oldest lock is of %v, the oldest wait of %v, want %v and %v", s.OldestLock, s.OldestWait, lock, wait)
+			}
+		}
+		const minute = time.Minute
+		want(0, 0)
+		job := h.locks(t, "job")
+		time.Sleep(minute)
+		work := h.locks(t, "work", sqllock.AtLeast(5*minute))
+		first := h.begin(t.Context(), "job")
+		time.Sleep(minute)
+		second := h.begin(t.Context(), "job")
+		time.Sleep(minute)
+		want(3*minute, 2*minute)
+		release(t, job)
+		job = granted(t, first)
+		want(2*minute, minute) // "work", and the second
+		release(t, work, job)
+		release(t, granted(t, second))
+		time.Sleep(minute)
+		want(3*minute, 0) // its holder has released it, and it is held on
+		time.Sleep(5 * minute)
+		want(0, 0)
+	})
+}
+
+// TestPoolHolder: the server knows of the locks of other processes, too.
+func TestPoolHolder(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *memory.Server) {
+		u := setup{locker: []sqllock.Option{sqllock.WithNamespace("billing")}}
+		h, other := newHost(t, s, u), newHost(t, s, u)
+		for _, of := range []*host{h, other} {
+			l := of.locks(t, "job")
+			holder, err := h.Holder(t.Context(), "job")
+			if err != nil || holder.Key != "billing:job" || holder.Session != l.Grant().Session || !holder.Alive {
+				t.Errorf("%+v, %v", holder, err)
+			}
+			release(t, l)
+		}
+		if _, err := h.Holder(t.Context(), "job"); !errors.Is(err, sqllock.ErrNotHeld) {
+			t.Errorf("of a free one: %v", err)
+		}
+		h.db.SetMaxOpenConns(1) // and the application uses it
+		c, err := h.db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := h.Holder(ctx, "job"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("without a connection: %v", err)
+		}
+		_ = c.Close()
+	})
+}
+
 // TestPoolStatsNames: an application that makes up names does not fill the memory.
 func TestPoolStatsNames(t *testing.T) {
 	const names = 1000

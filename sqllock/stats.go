@@ -1,6 +1,7 @@
 package sqllock
 
 import (
+	"context"
 	"sort"
 	"sync"
 	"time"
@@ -35,6 +36,9 @@ type Stats struct {
 	Conns int                  // connections that the Pool has now
 	Held  int                  // locks that it holds now
 	Waits int                  // calls that wait for a lock now
+
+	OldestLock time.Duration // for how long the oldest of the locks has been held; 0 if there is none
+	OldestWait time.Duration // for how long the call that waits longest has done so; 0 if there is none
 }
 
 // counts are the NameStats of all names.
@@ -108,13 +112,27 @@ func (p *Pool) Stats() Stats {
 		s.Names[name] = *n
 	}
 	p.counts.mu.Unlock()
+	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.Conns, s.Held = p.conns(), len(p.held)
+	for t := range p.held {
+		s.OldestLock = max(s.OldestLock, now.Sub(t.heldSince()))
+	}
 	for _, q := range p.queues {
-		s.Waits += len(q.calls())
+		for _, c := range q.calls() {
+			s.Waits++
+			s.OldestWait = max(s.OldestWait, now.Sub(c.since))
+		}
 	}
 	return s
+}
+
+// Holder is [Locker.Holder], asked over the *sql.DB of the Pool: it tells which session
+// holds name on the server, be it one of this Pool or of another process. It takes a
+// connection for one statement, beside those of the Pool, and waits for that until ctx ends.
+func (p *Pool) Holder(ctx context.Context, name string) (Holder, error) {
+	return p.locker.Holder(ctx, p.db, name)
 }
 
 // calls are those that wait, the first of them on the server. The caller has
@@ -164,6 +182,15 @@ type WaitingCall struct {
 	Problem string // what it waits for before it can wait for the lock: a connection, and who has them
 }
 
+// heldSince is when the lock was granted. What is held on for AtLeast has a lock of its
+// own, made when its holder released it. The caller has Pool.mu.
+func (t *tenure) heldSince() time.Time {
+	if t.retired {
+		return t.from
+	}
+	return t.lock.since
+}
+
 // sharing is who has a lock that is waited for on the server: whoever has it in this
 // process shares it, or is waited for by one who is to share it. The caller has mu.
 func (p *Pool) sharing(key string) string {
@@ -184,11 +211,8 @@ func (p *Pool) Snapshot() Snapshot {
 	p.mu.Lock()
 	for t := range p.held {
 		h := HeldLock{
-			Name: t.place.name, By: t.place.by(), Since: t.lock.since, For: now.Sub(t.lock.since), Session: t.grant.Session,
+			Name: t.place.name, By: t.place.by(), Since: t.heldSince(), For: now.Sub(t.heldSince()), Session: t.grant.Session,
 			Sharing: len(t.seat.tenures) - 1, Token: t.grant.Token, Released: t.retired, Lost: t.lock.ended(),
-		}
-		if t.retired {
-			h.Since, h.For = t.from, now.Sub(t.from)
 		}
 		if !t.grant.Until.IsZero() {
 			h.TimeLeft = t.lock.Remaining()
