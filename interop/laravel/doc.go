@@ -1,0 +1,2 @@
+// Package laravel is.
+package laravel

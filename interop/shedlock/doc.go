@@ -1,0 +1,2 @@
+// Package shedlock is.
+package shedlock

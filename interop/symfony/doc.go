@@ -1,0 +1,2 @@
+// Package symfony is.
+package symfony
