@@ -65,7 +65,6 @@ func Run(t *testing.T, cfg Config) {
 		{"Context", testContext},
 		{"Do", testDo},
 		{"TryDo", testTryDo},
-		{"GoroutineLeaks", testGoroutineLeaks},
 	}
 	if cfg.Kill != nil {
 		tests = append(tests, sessionTests()...)
@@ -73,17 +72,24 @@ func Run(t *testing.T, cfg Config) {
 	if _, leases := cfg.Backend.(sqllock.Leaser); !leases {
 		tests = append(tests, subtest{"NoTTL", testNoTTL})
 	}
+	var leases sync.WaitGroup
+	if _, ok := cfg.Backend.(sqllock.Leaser); ok {
+		// They wait, most of the time, so they do it beside the others.
+		for _, test := range leaseTests(cfg.Kill != nil) {
+			leases.Go(func() { t.Run(test.name, func(t *testing.T) { cfg.run(t, test) }) })
+		}
+	}
 	for _, test := range append(tests, optionalTests(cfg.Backend)...) {
 		t.Run(test.name, func(t *testing.T) { cfg.run(t, test) })
 	}
-	if _, leases := cfg.Backend.(sqllock.Leaser); leases {
-		// They wait, most of the time, so they do it together.
-		var all sync.WaitGroup
-		for _, test := range leaseTests(cfg.Kill != nil) {
-			all.Go(func() { t.Run(test.name, func(t *testing.T) { cfg.run(t, test) }) })
+	leases.Wait()
+	t.Run("GoroutineLeaks", func(t *testing.T) {
+		for !alone.TryLock() {
+			time.Sleep(10 * time.Millisecond) // a Lock would keep other suites from going on
 		}
-		all.Wait()
-	}
+		defer alone.Unlock()
+		testGoroutineLeaks(t, cfg.bench(t))
+	})
 }
 
 // sessionTests are those of what the end of a session does.
@@ -101,17 +107,17 @@ var alone sync.RWMutex //nolint:gochecknoglobals // for all suites of the proces
 
 func (cfg Config) run(t *testing.T, test subtest) {
 	t.Helper()
-	if test.name == "GoroutineLeaks" {
-		alone.Lock()
-		t.Cleanup(alone.Unlock)
-	} else {
-		alone.RLock()
-		t.Cleanup(alone.RUnlock)
-	}
+	alone.RLock()
+	t.Cleanup(alone.RUnlock)
+	test.run(t, cfg.bench(t))
+}
+
+func (cfg Config) bench(t *testing.T) *bench {
+	t.Helper()
 	b := &bench{Config: cfg, db: cfg.Open(t), name: "locktest-" + rand.Text()}
 	b.locker = sqllock.New(cfg.Backend, sqllock.WithCheckInterval(10*time.Millisecond))
 	t.Cleanup(func() { _ = b.db.Close() })
-	test.run(t, b)
+	return b
 }
 
 // bench is what one test works with.
