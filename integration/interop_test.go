@@ -50,8 +50,10 @@ var interopFormats = []interopFormat{
 			" locked_at TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP(3), locked_by VARCHAR(255) NOT NULL, PRIMARY KEY (name))",
 		postgres: "CREATE TABLE shedlock(name VARCHAR(64) NOT NULL, lock_until TIMESTAMP NOT NULL," +
 			" locked_at TIMESTAMP NOT NULL, locked_by VARCHAR(255) NOT NULL, PRIMARY KEY (name))",
-		backend: func(ttl time.Duration, pool *sql.DB) interopBackend { return shedlock.New(ttl, shedlock.WithPool(pool)) },
-		peer:    newShedLockPeer,
+		backend: func(ttl time.Duration, pool *sql.DB) interopBackend {
+			return shedlock.New(ttl, shedlock.WithPool(pool))
+		},
+		peer: newShedLockPeer,
 	},
 	{
 		name: "laravel", table: "cache_locks",
