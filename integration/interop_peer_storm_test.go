@@ -10,6 +10,8 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/sqllock/go-sqllock/interop/symfony"
 	"github.com/sqllock/go-sqllock/sqllock"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // peerUnder runs f under the lock of a peer, which asks again and again.
@@ -177,39 +179,36 @@ func TestInteropExpiry(t *testing.T) {
 // takes back what nobody has taken over, as we never do, and nothing else.
 func TestInteropSymfonyRefresh(t *testing.T) {
 	t.Parallel()
-	for _, kind := range interopKinds {
-		t.Run(string(kind), func(t *testing.T) {
-			t.Parallel()
-			c := newInterop(t, kind, interopFormats[0])
-			name, ours := lockName("job"), conn(t, c.db)
-			p := newSymfonyPeer(c, conn(t, c.db)).(*symfonyPeer)
-			k := sqllock.New(symfony.New(time.Second))
-			putOff := func(want bool) {
-				t.Helper()
-				if ok, err := p.putOff(t.Context(), name, 1); err != nil || ok != want {
-					t.Fatalf("the peer's refresh: %v, %v; want %v", ok, err, want)
-				}
+	onInteropKinds(t, func(t *testing.T, kind testdb.Kind) {
+		c := newInterop(t, kind, interopFormats[0])
+		name, ours := lockName("job"), conn(t, c.db)
+		p := newSymfonyPeer(c, conn(t, c.db)).(*symfonyPeer)
+		k := sqllock.New(symfony.New(time.Second))
+		putOff := func(want bool) {
+			t.Helper()
+			if ok, err := p.putOff(t.Context(), name, 1); err != nil || ok != want {
+				t.Fatalf("the peer's refresh: %v, %v; want %v", ok, err, want)
 			}
-			granting1(t, p, name, 1, true)
-			for start := time.Now(); time.Since(start) < 1500*time.Millisecond; time.Sleep(50 * time.Millisecond) {
-				putOff(true)
-				if _, err := k.TryLock(t.Context(), ours, name); !errors.Is(err, sqllock.ErrBusy) {
-					t.Fatalf("TryLock while the peer refreshes: %v", err)
-				}
-			}
-			expire := func() {
-				do(t, c.db, "UPDATE lock_keys SET key_expiration = key_expiration - 600")
-			}
-			expire()
+		}
+		granting1(t, p, name, 1, true)
+		for start := time.Now(); time.Since(start) < 1500*time.Millisecond; time.Sleep(50 * time.Millisecond) {
 			putOff(true)
-			expire()
-			l := acquire(t, k, ours, name, sqllock.TTL(time.Minute))
-			putOff(false)
-			expire()
-			wantErr(t, "Extend of what is over, and nobody's", l.Extend(t.Context(), time.Minute), sqllock.ErrLost)
-			putOff(true)
-			_, err := k.TryLock(t.Context(), ours, name)
-			wantErr(t, "TryLock after the refresh", err, sqllock.ErrBusy)
-		})
-	}
+			if _, err := k.TryLock(t.Context(), ours, name); !errors.Is(err, sqllock.ErrBusy) {
+				t.Fatalf("TryLock while the peer refreshes: %v", err)
+			}
+		}
+		expire := func() {
+			do(t, c.db, "UPDATE lock_keys SET key_expiration = key_expiration - 600")
+		}
+		expire()
+		putOff(true)
+		expire()
+		l := acquire(t, k, ours, name, sqllock.TTL(time.Minute))
+		putOff(false)
+		expire()
+		wantErr(t, "Extend of what is over, and nobody's", l.Extend(t.Context(), time.Minute), sqllock.ErrLost)
+		putOff(true)
+		_, err := k.TryLock(t.Context(), ours, name)
+		wantErr(t, "TryLock after the refresh", err, sqllock.ErrBusy)
+	})
 }

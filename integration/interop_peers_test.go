@@ -166,10 +166,11 @@ type laravelPeer struct {
 	peerBase
 
 	owner string
+	ahead time.Duration // of PHP's clock
 }
 
 func newLaravelPeer(c *interopCase, conn *sql.Conn) interopPeer {
-	return &laravelPeer{peerBase{c, conn}, rand.Text()[:16]}
+	return &laravelPeer{peerBase: peerBase{c, conn}, owner: rand.Text()[:16]}
 }
 
 func (p *laravelPeer) quoted(query string) string {
@@ -180,7 +181,8 @@ func (p *laravelPeer) quoted(query string) string {
 }
 
 func (p *laravelPeer) acquire(ctx context.Context, name string, seconds int) (bool, error) {
-	expires := time.Now().Unix() + int64(seconds)
+	now := time.Now().Add(p.ahead).Unix()
+	expires := now + int64(seconds)
 	_, err := p.exec(ctx, p.quoted("insert into `cache_locks` (`key`, `owner`, `expiration`) values (?, ?, ?)"), name, p.owner, expires)
 	if err == nil {
 		return true, nil
@@ -189,7 +191,7 @@ func (p *laravelPeer) acquire(ctx context.Context, name string, seconds int) (bo
 		return false, err
 	}
 	n, err := p.exec(ctx, p.quoted("update `cache_locks` set `owner` = ?, `expiration` = ? where `key` = ? and (`owner` = ? or `expiration` <= ?)"),
-		p.owner, expires, name, p.owner, time.Now().Unix())
+		p.owner, expires, name, p.owner, now)
 	if peerConflict(err) {
 		return false, nil
 	}
