@@ -222,13 +222,13 @@ func TestInteropRefused(t *testing.T) {
 	})
 	t.Run("read-only", func(t *testing.T) {
 		s := private(t, testdb.MariaDB)
-		c := &interopCase{T: t, interopFormat: interopFormats[0], kind: testdb.MariaDB, s: s, db: schema(t, s)}
-		do(t, c.db, c.mysql)
-		do(t, c.db, "SET GLOBAL read_only=1")
-		_, err := sqllock.New(symfony.New(time.Minute)).TryLock(t.Context(), conn(t, c.db), "job")
+		db := schema(t, s)
+		do(t, db, interopFormats[0].mysql)
+		do(t, db, "SET GLOBAL read_only=1")
+		_, err := sqllock.New(symfony.New(time.Minute)).TryLock(t.Context(), conn(t, db), "job")
 		wantErr(t, "TryLock", err, sqllock.ErrUnsupported)
 		wantText(t, "TryLock", err, "read-only", "connect to the primary")
-		do(t, c.db, "SET GLOBAL read_only=0")
+		do(t, db, "SET GLOBAL read_only=0")
 	})
 	t.Run("postgres", func(t *testing.T) {
 		c := newInterop(t, testdb.Postgres, interopFormats[1])
@@ -319,7 +319,7 @@ func TestInteropLaravel(t *testing.T) {
 	onInteropKinds(t, func(t *testing.T, kind testdb.Kind) {
 		c := newInterop(t, kind, interopFormats[2])
 		k, ours := sqllock.New(laravel.New(time.Minute)), conn(t, c.db)
-		p := newLaravelPeer(c, conn(t, c.db)).(*laravelPeer)
+		p := newLaravelPeer(c, conn(t, c.db)).(*laravelPeer) //nolint:errcheck // it is one
 		l := acquire(t, k, ours, "forced")
 		if err := p.forceRelease(t.Context(), "forced"); err != nil {
 			t.Fatal(err)

@@ -182,7 +182,7 @@ func TestInteropSymfonyRefresh(t *testing.T) {
 	onInteropKinds(t, func(t *testing.T, kind testdb.Kind) {
 		c := newInterop(t, kind, interopFormats[0])
 		name, ours := lockName("job"), conn(t, c.db)
-		p := newSymfonyPeer(c, conn(t, c.db)).(*symfonyPeer)
+		p := newSymfonyPeer(c, conn(t, c.db)).(*symfonyPeer) //nolint:errcheck // it is one
 		k := sqllock.New(symfony.New(time.Second))
 		putOff := func(want bool) {
 			t.Helper()

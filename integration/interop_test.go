@@ -96,11 +96,11 @@ func newInterop(t *testing.T, kind testdb.Kind, f interopFormat) *interopCase {
 func (c *interopCase) pg() bool { return c.kind == testdb.Postgres }
 
 // pick is what differs between the servers.
-func (c *interopCase) pick(mysql, postgres string) string {
+func (c *interopCase) pick(onMySQL, onPostgres string) string {
 	if c.pg() {
-		return postgres
+		return onPostgres
 	}
-	return mysql
+	return onMySQL
 }
 
 // open returns another pool on the database.

@@ -56,7 +56,7 @@ func (b *Backend) Watch(ctx context.Context, q sqllock.Querier, grants []sqllock
 
 // watch asks which of all are held, after the statements.
 func (o *on) watch(ctx context.Context, all []part, before ...string) ([]bool, error) {
-	statements := append(before, o.q.watch(all))
+	statements := slices.Concat(before, []string{o.q.watch(all)})
 	if o.pg != nil {
 		var numbers sql.NullString
 		if err := o.run(ctx, []sql.Scanner{&numbers}, statements...); err != nil {
