@@ -12,9 +12,10 @@
 //
 // Beside what [sqllock.Backend] demands, the server has to let a session hold a
 // hundred locks at once, and Holder has to tell user, state and since when of a
-// session of the same user.
+// session of the same user, if a lock is one of a session.
 //
 // The suite takes names that nobody else uses, so it may share a server. Its
-// tests run one after another, since one of them looks for goroutines that were
-// left behind. No test asserts how fast something is.
+// tests run one after another, but for those that wait for a TTL. Several suites
+// may run at the same time; the test that looks for goroutines that were left
+// behind waits until it is alone. No test asserts how fast something is.
 package locktest

@@ -5,13 +5,14 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/sqllock/go-sqllock/sqllock"
 )
 
-// Config is what the suite needs to know of a backend. Every field is required.
+// Config is what the suite needs to know of a backend. Every field but Kill is required.
 type Config struct {
 	// Backend is what is tested. It is used by many goroutines.
 	Backend sqllock.Backend
@@ -20,11 +21,14 @@ type Config struct {
 	// open ten connections. The suite tunes and closes it.
 	Open func(t *testing.T) *sql.DB
 
-	// Kill ends a session of the server from outside.
+	// Kill ends a session of the server from outside. It is nil for a backend whose locks
+	// outlive their sessions: they end by a release, or with their TTL, and whatever is
+	// about the end of a session is left out.
 	Kill func(ctx context.Context, db *sql.DB, session int64) error
 
 	// Waiters counts the sessions that wait on the server for key, and nothing
-	// that only waits its turn to ask.
+	// that only waits its turn to ask. Where nobody waits on the server, it counts
+	// those that ask again and again.
 	Waiters func(ctx context.Context, db *sql.DB, key string) (int, error)
 }
 
@@ -39,8 +43,9 @@ type subtest struct {
 
 // Run runs the suite as subtests of t. A backend that is a [sqllock.Leaser] also
 // has to pass those about leases, and likewise a [sqllock.Watcher], a
-// [sqllock.Passer] and a [sqllock.GroupAcquirer].
+// [sqllock.Passer] and a [sqllock.GroupAcquirer]. Suites may run beside each other.
 func Run(t *testing.T, cfg Config) {
+	t.Helper()
 	tests := []subtest{
 		{"Exclusion", testExclusion},
 		{"HandOff", testHandOff},
@@ -51,8 +56,6 @@ func Run(t *testing.T, cfg Config) {
 		{"CancelAgainstGrant", testCancelAgainstGrant},
 		{"DoubleRelease", testDoubleRelease},
 		{"ReleaseWithDeadContext", testReleaseWithDeadContext},
-		{"StaleRelease", testStaleRelease},
-		{"LossByKill", testLossByKill},
 		{"PoolHygiene", testPoolHygiene},
 		{"Reentry", testReentry},
 		{"Names", testNames},
@@ -62,22 +65,59 @@ func Run(t *testing.T, cfg Config) {
 		{"Context", testContext},
 		{"Do", testDo},
 		{"TryDo", testTryDo},
-		{"DoLoss", testDoLoss},
-		{"GoroutineLeaks", testGoroutineLeaks},
 	}
-	if _, leases := cfg.Backend.(sqllock.Leaser); leases {
-		tests = append(tests, leaseTests()...)
-	} else {
+	if cfg.Kill != nil {
+		tests = append(tests, sessionTests()...)
+	}
+	if _, leases := cfg.Backend.(sqllock.Leaser); !leases {
 		tests = append(tests, subtest{"NoTTL", testNoTTL})
 	}
-	for _, test := range append(tests, optionalTests(cfg.Backend)...) {
-		t.Run(test.name, func(t *testing.T) {
-			b := &bench{Config: cfg, db: cfg.Open(t), name: "locktest-" + rand.Text()}
-			b.locker = sqllock.New(cfg.Backend, sqllock.WithCheckInterval(10*time.Millisecond))
-			t.Cleanup(func() { _ = b.db.Close() })
-			test.run(t, b)
-		})
+	var leases sync.WaitGroup
+	if _, ok := cfg.Backend.(sqllock.Leaser); ok {
+		// They wait, most of the time, so they do it beside the others.
+		for _, test := range leaseTests(cfg.Kill != nil) {
+			leases.Go(func() { t.Run(test.name, func(t *testing.T) { cfg.run(t, test) }) })
+		}
 	}
+	for _, test := range append(tests, optionalTests(cfg.Backend)...) {
+		t.Run(test.name, func(t *testing.T) { cfg.run(t, test) })
+	}
+	leases.Wait()
+	t.Run("GoroutineLeaks", func(t *testing.T) {
+		for !alone.TryLock() {
+			time.Sleep(10 * time.Millisecond) // a Lock would keep other suites from going on
+		}
+		defer alone.Unlock()
+		testGoroutineLeaks(t, cfg.bench(t))
+	})
+}
+
+// sessionTests are those of what the end of a session does.
+func sessionTests() []subtest {
+	return []subtest{
+		{"StaleRelease", testStaleRelease},
+		{"LossByKill", testLossByKill},
+		{"DoLoss", testDoLoss},
+	}
+}
+
+// alone is held by the test that looks for goroutines that were left behind, and shared by
+// all others.
+var alone sync.RWMutex //nolint:gochecknoglobals // for all suites of the process
+
+func (cfg Config) run(t *testing.T, test subtest) {
+	t.Helper()
+	alone.RLock()
+	t.Cleanup(alone.RUnlock)
+	test.run(t, cfg.bench(t))
+}
+
+func (cfg Config) bench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{Config: cfg, db: cfg.Open(t), name: "locktest-" + rand.Text()}
+	b.locker = sqllock.New(cfg.Backend, sqllock.WithCheckInterval(10*time.Millisecond))
+	t.Cleanup(func() { _ = b.db.Close() })
+	return b
 }
 
 // bench is what one test works with.
