@@ -61,3 +61,11 @@ func Example() {
 	// shop holds invoices for less than a minute: true
 	// <nil>
 }
+
+// The page of an application, on an address that operators alone can reach.
+func ExampleHandler() {
+	var pool *sqllock.Pool // the application's
+	admin := http.NewServeMux()
+	admin.Handle("/debug/locks", lockhttp.Handler(map[string]*sqllock.Pool{"shop": pool}))
+	go http.ListenAndServe("localhost:6060", admin)
+}

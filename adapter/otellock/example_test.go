@@ -2,11 +2,14 @@ package otellock_test
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"strings"
 
+	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/sqllock/memory"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
@@ -67,4 +70,23 @@ func Example() {
 	// sqllock.lock.wait.duration invoices 1
 	// sqllock.lock.hold.duration account:* 2
 	// sqllock.lock.hold.duration invoices 1
+}
+
+// What an application sets up beside its SDK of OpenTelemetry.
+func ExampleNew() {
+	setUp := func(db *sql.DB) error {
+		metrics, err := otellock.New(otel.GetMeterProvider(), otellock.WithGroups(func(name string) string {
+			kind, _, _ := strings.Cut(name, ":") // account:7 is counted as account
+			return kind
+		}))
+		if err != nil {
+			return err
+		}
+		locker := sqllock.New(mysqlnamed.New(), sqllock.WithObserver(metrics.Observe))
+		pool := sqllock.NewPool(db, locker)
+		registration, err := metrics.ObservePool("shop", pool) // Unregister it when the Pool is closed
+		_ = registration
+		return err
+	}
+	_ = setUp
 }
