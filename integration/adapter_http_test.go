@@ -265,8 +265,10 @@ func testBrowserPage(t *testing.T, c chromium, backend sqllock.Backend, open fun
 		if width := eval[float64](t, b, "document.documentElement.scrollWidth"); width > float64(screen) {
 			t.Errorf("the page is %v wide on a screen of %d", width, screen)
 		}
-		if name := eval[float64](t, b, `Math.min(...[...document.querySelectorAll("td.name")].map(e => e.clientWidth))`); name < 150 {
-			t.Errorf("a name has a width of %v on a screen of %d", name, screen)
+		for column, least := range map[string]float64{"name": 150, "state": 75} { // not a character a line
+			if width := eval[float64](t, b, `Math.min(...[...document.querySelectorAll("td.`+column+`")].map(e => e.clientWidth))`); width < least {
+				t.Errorf("a %s has a width of %v on a screen of %d", column, width, screen)
+			}
 		}
 	}
 	color := "Number(getComputedStyle(document.body).color.match(/\\d+/)[0])" // red of the text
