@@ -103,6 +103,9 @@ func (p *symfonyPeer) save(ctx context.Context, name string) (bool, error) {
 func (p *symfonyPeer) putOff(ctx context.Context, name string, seconds int) (bool, error) {
 	n, err := p.exec(ctx, fmt.Sprintf("UPDATE lock_keys SET key_expiration = %s + %d, key_token = ? WHERE key_id = ? AND (key_token = ? OR key_expiration <= %s)",
 		p.now, seconds, p.now), p.token, symfonyID(name), p.token)
+	if peerConflict(err) { // which PHP throws, and is tried again here
+		return false, nil
+	}
 	if err != nil || n > 0 {
 		return n > 0, err
 	}

@@ -22,15 +22,16 @@ const (
 // crossed reports whether a claim has failed since somebody else wrote the row at the same
 // moment. It has changed nothing then.
 func crossed(err error) bool {
-	switch userlock.Number(err) {
-	case duplicate, deadlock:
-		return true
-	}
+	return userlock.Number(err) == duplicate || undone(err)
+}
+
+// undone reports whether the server has undone a statement for the sake of another session.
+func undone(err error) bool {
 	switch pgsession.Code(err) {
 	case pgsession.Deadlock, pgsession.Serialization:
 		return true
 	}
-	return false
+	return userlock.Number(err) == deadlock
 }
 
 // locked reports whether a statement has failed since somebody else has locked the row.

@@ -134,3 +134,26 @@ func TestBadOptions(t *testing.T) {
 		})
 	}
 }
+
+// TestDeadlock: what the server has undone is run again.
+func TestDeadlock(t *testing.T) {
+	db, m := mock(t)
+	expectIdle(m)
+	expectSet(m)
+	expectLook(m, "mine", 5_000_000)
+	m.ExpectExec("DELETE").WillReturnError(&mysql.MySQLError{Number: 1213})
+	expectSet(m)
+	expectSet(m)
+	expectLook(m, "mine", 5_000_000)
+	m.ExpectExec("DELETE").WillReturnResult(sqlmock.NewResult(0, 1))
+	expectSet(m)
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // nothing depends on it
+	g := sqllock.Grant{Key: "job", Until: time.Now().Add(time.Minute), State: grant{part{"job", "mine"}}}
+	if err := New(format(), time.Minute, nil).Release(t.Context(), conn, g); err != nil {
+		t.Error(err)
+	}
+}

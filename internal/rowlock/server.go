@@ -71,8 +71,20 @@ func (o *on) occupied() bool {
 }
 
 // run runs statements in transactions of their own, and scans the row of the only one that
-// is a SELECT.
+// is a SELECT. Others who write the row at the same moment may bring about a deadlock, which
+// undoes one statement of ours, or on PostgreSQL all of them: they are run again.
 func (o *on) run(ctx context.Context, dest []sql.Scanner, statements ...string) error {
+	for try := 1; ; try++ {
+		err := o.runOnce(ctx, dest, statements)
+		if !undone(err) || try == runTries {
+			return err
+		}
+	}
+}
+
+const runTries = 5
+
+func (o *on) runOnce(ctx context.Context, dest []sql.Scanner, statements []string) error {
 	if o.pg != nil {
 		err := o.pg.Apart(strings.Join(statements, ";"), dest...)
 		o.wrote = err == nil || errors.Is(err, sqllock.ErrSessionGone) && !pgsession.NotSent(err)

@@ -197,14 +197,14 @@ func testCancel(t *testing.T, b *bench) {
 // one moment as scheduling has it, and looks whether a waiter that gave up was
 // left with the lock, or a later statement of its session was hit.
 func testCancelAgainstGrant(t *testing.T, b *bench) {
-	rounds, meet := 1000, 400*time.Microsecond
+	rounds, most, meet := 1000, 1000, func() time.Duration { return 400 * time.Microsecond }
 	if b.Kill == nil { // a waiter that asks again and again takes its time
-		rounds, meet = 40, 20*time.Millisecond
+		rounds, most, meet = 30, 300, func() time.Duration { return 5 * time.Millisecond << rand.N(6) }
 	}
 	holder, waiter, third := b.conn(t), b.conn(t), b.conn(t)
 	session := b.session(t, waiter)
 	var grants, cancels int
-	for range rounds {
+	for i := 0; i < rounds || i < most && (grants == 0 || cancels == 0); i++ {
 		l := b.lock(t, holder, b.name)
 		ctx, cancel := context.WithCancel(t.Context())
 		granted := b.attempt(ctx, waiter, b.name)
@@ -214,7 +214,7 @@ func testCancelAgainstGrant(t *testing.T, b *bench) {
 		var wg sync.WaitGroup
 		for _, end := range []func(){cancel, func() { b.release(t, l) }} {
 			wg.Go(func() {
-				spin(rand.N(meet))
+				spin(rand.N(meet()))
 				end()
 			})
 		}
@@ -238,7 +238,7 @@ func testCancelAgainstGrant(t *testing.T, b *bench) {
 		}
 	}
 	b.usable(t, waiter, session)
-	t.Logf("%d rounds: %d granted, %d cancelled", rounds, grants, cancels)
+	t.Logf("%d rounds: %d granted, %d cancelled", grants+cancels, grants, cancels)
 	if grants == 0 || cancels == 0 {
 		t.Errorf("the race was no race: %d granted, %d cancelled", grants, cancels)
 	}
