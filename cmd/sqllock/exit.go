@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v3"
 
@@ -45,11 +46,14 @@ func usage(format string, args ...any) error {
 // exitCode returns the code for what main got.
 func exitCode(err error) int {
 	var e *exitError
+	var c cli.ExitCoder
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &e):
 		return e.code
+	case errors.As(err, &c): // of the library: it found no such topic of help
+		return exitUsage
 	case errors.Is(err, sqllock.ErrInvalidName):
 		return exitUsage
 	case errors.Is(err, sqllock.ErrBusy):
@@ -62,7 +66,39 @@ func exitCode(err error) int {
 	return exitUnavailable
 }
 
-// onUsageError gives what the parser of flags found its exit code.
+// explain returns what is printed of err: one line, or nothing.
+func explain(err error) string {
+	var e *exitError
+	if err == nil || errors.As(err, &e) && e.err == nil {
+		return ""
+	}
+	text := strings.ReplaceAll(err.Error(), "sqllock: ", "")
+	if errors.Is(err, sqllock.ErrNoTable) && !strings.Contains(text, "sqllock migrate") {
+		text += "; on the command line, sqllock migrate up makes the table"
+	}
+	return strings.ReplaceAll(text, "\n", " ")
+}
+
+// onUsageError makes what the parser of flags found one line, with an exit code.
 func onUsageError(_ context.Context, cmd *cli.Command, err error, _ bool) error {
-	return usage("%w; see %s --help", err, cmd.FullName())
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		name = strings.TrimLeft(name, "-")
+		text = fmt.Sprintf("there is no flag --%s", name)
+		flags := cmd.Flags
+		for _, c := range cmd.Lineage() {
+			flags = append(flags, c.Flags...)
+		}
+		if like := cli.SuggestFlag(flags, name, false); like != "" {
+			text += fmt.Sprintf("; did you mean %s?", like)
+		}
+	} else if name, ok := strings.CutPrefix(text, "flag needs an argument: "); ok {
+		text = fmt.Sprintf("--%s needs a value", strings.TrimLeft(name, "-"))
+	} else {
+		text = strings.ReplaceAll(text, "for flag -", "for --")
+		if strings.Contains(text, "duration") {
+			text += "; a duration has a unit, as in 30s, 10m or 1h30m"
+		}
+	}
+	return usage("%s; see %s --help", text, cmd.FullName())
 }

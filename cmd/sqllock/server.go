@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/urfave/cli/v3"
 
@@ -56,9 +58,17 @@ const defaultTTL = time.Minute
 // open connects as the flags of cmd say. What is to be seen of us on the server, such as
 // by Holder, is program.
 func open(ctx context.Context, cmd *cli.Command, program string) (s *server, err error) {
-	dsn, err := readDSN(cmd.String("dsn"), cmd.String("dsn-file"), os.Getenv)
-	if err != nil {
-		return nil, err
+	dsn := handedDSN()
+	if dsn == "" {
+		if cmd.IsSet("dsn") && cmd.String("dsn") == "" {
+			return nil, usage("--dsn is empty: is a variable not set? %s", dsnForms)
+		}
+		if dsn, err = readDSN(cmd.String("dsn"), cmd.String("dsn-file"), os.Getenv); err != nil {
+			return nil, err
+		}
+		if cmd.IsSet("dsn") {
+			hideDSN(dsn, cmd.Args().Len())
+		}
 	}
 	t, err := parseDSN(dsn)
 	if err != nil {
@@ -104,9 +114,25 @@ func open(ctx context.Context, cmd *cli.Command, program string) (s *server, err
 	defer cancel()
 	if err := s.db.PingContext(ping); err != nil {
 		_ = s.db.Close()
-		return nil, &exitError{exitUnavailable, fmt.Errorf("%s can't be reached: %w", t, err)}
+		return nil, unreachable(ctx, t, err)
 	}
 	return s, nil
+}
+
+// unreachable tells why there is no connection.
+func unreachable(ctx context.Context, t *target, err error) error {
+	var refused *mysql.MySQLError
+	var refusedPG *pgconn.PgError
+	switch {
+	case ctx.Err() != nil: // a signal
+		return context.Cause(ctx)
+	case errors.As(err, &refused) && refused.Number == 1193, // ER_UNKNOWN_SYSTEM_VARIABLE
+		errors.As(err, &refusedPG) && refusedPG.Code == "42704": // undefined_object
+		return usage("the DSN has a parameter that neither the driver nor %s knows: %w", t, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return &exitError{exitUnavailable, fmt.Errorf("%s can't be reached: no answer within --connect-timeout", t)}
+	}
+	return &exitError{exitUnavailable, fmt.Errorf("%s can't be reached: %w", t, err)}
 }
 
 // close gives back what open has taken.
