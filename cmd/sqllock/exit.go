@@ -76,7 +76,7 @@ func explain(err error) string {
 	if errors.Is(err, sqllock.ErrNoTable) && !strings.Contains(text, "sqllock migrate") {
 		text += "; on the command line, sqllock migrate up makes the table"
 	}
-	return strings.ReplaceAll(text, "\n", " ")
+	return strings.Join(strings.Fields(text), " ") // pgx tells of each address on a line
 }
 
 // onUsageError makes what the parser of flags found one line, with an exit code.
@@ -89,7 +89,7 @@ func onUsageError(_ context.Context, cmd *cli.Command, err error, _ bool) error 
 		for _, c := range cmd.Lineage() {
 			flags = append(flags, c.Flags...)
 		}
-		if like := cli.SuggestFlag(flags, name, false); like != "" {
+		if like := cli.SuggestFlag(flags, name, false); similar(like, name) {
 			text += fmt.Sprintf("; did you mean %s?", like)
 		}
 	} else if name, ok := strings.CutPrefix(text, "flag needs an argument: "); ok {

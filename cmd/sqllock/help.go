@@ -120,9 +120,11 @@ func commands(b *strings.Builder, c *cli.Command) {
 	for _, sub := range visible {
 		if sub.Category != category {
 			category = sub.Category
-			fmt.Fprintf(b, "   %s\n", category)
+			if category != "" {
+				fmt.Fprintf(b, "   %s\n", category)
+			}
 		}
-		fmt.Fprintf(b, "      %-9s %s\n", sub.Name, sub.Usage)
+		fmt.Fprintf(b, "      %-10s %s\n", sub.Name, sub.Usage)
 	}
 	fmt.Fprint(b, "\n")
 }
@@ -172,19 +174,30 @@ func placeholder(f cli.DocGenerationFlag) (value, text string) {
 	return value, text
 }
 
+// section writes a section. Lines that follow each other are one paragraph, those that
+// begin with a space stay as they are.
 func section(b *strings.Builder, name, text string) {
 	if text = strings.Trim(text, "\n"); text == "" {
 		return
 	}
 	fmt.Fprintf(b, "%s\n", name)
+	paragraph := ""
+	flush := func() {
+		if paragraph != "" {
+			wrapped(b, paragraph, "   ")
+			paragraph = ""
+		}
+	}
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\n")
-		if line == "" || strings.HasPrefix(line, " ") {
-			fmt.Fprintln(b, strings.TrimRight("  "+line, " "))
+		if line != "" && !strings.HasPrefix(line, " ") {
+			paragraph += line + " "
 			continue
 		}
-		wrapped(b, line, "   ")
+		flush()
+		fmt.Fprintln(b, strings.TrimRight("   "+line, " "))
 	}
+	flush()
 	fmt.Fprint(b, "\n")
 }
 

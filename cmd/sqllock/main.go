@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v3"
@@ -68,7 +69,6 @@ func app(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		},
 		EnableShellCompletion:           true,
 		ConfigureShellCompletionCommand: configureCompletion,
-		Suggest:                         true,
 		Action:                          noCommand,
 		ExitErrHandler:                  func(context.Context, *cli.Command, error) {}, // main does that
 		Reader:                          stdin, Writer: stdout, ErrWriter: stderr,
@@ -97,10 +97,16 @@ func noCommand(_ context.Context, cmd *cli.Command) error {
 		return usage("a command is missing; sqllock help lists them")
 	}
 	var also string
-	if like := cli.SuggestCommand(cmd.Commands, name); like != "" {
+	if like := cli.SuggestCommand(cmd.Commands, name); similar(like, name) {
 		also = fmt.Sprintf("; did you mean %s?", like)
 	}
 	return usage("there is no command %s%s; sqllock help lists them", name, also)
+}
+
+// similar says whether a suggestion is worth making: the library makes one in any case.
+func similar(suggestion, name string) bool {
+	suggestion = strings.TrimLeft(suggestion, "-")
+	return suggestion != "" && name != "" && suggestion[0] == name[0]
 }
 
 // version is that of the module, as the build knows it.

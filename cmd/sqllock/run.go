@@ -80,7 +80,7 @@ A migration at the start of a container, one after the other:
 `
 
 func runCommand() *cli.Command {
-	first := 0
+	first := 1
 	return &cli.Command{
 		Name:        "run",
 		Category:    "for jobs",
@@ -98,7 +98,7 @@ func runCommand() *cli.Command {
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print nothing when another one holds the lock"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print what happens to the lock"},
 		},
-		StopOnNthArg:    &first, // what follows is the command's
+		StopOnNthArg:    &first, // what follows is the command's, with -- before it or not
 		HideHelpCommand: true,
 		Action:          runAction,
 	}
@@ -414,7 +414,7 @@ func (j *job) errStopped() error {
 
 // supervise returns the exit code of the command when it has ended, and why it was
 // stopped if it was.
-func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signals chan os.Signal) (code int, why error) {
+func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signals <-chan os.Signal) (code int, why error) {
 	lost := lock.Done()
 	end := time.NewTimer(untilStop(lock, j.grace))
 	defer end.Stop()
@@ -448,7 +448,7 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 		case <-kill.C:
 			c.kill()
 		case sig := <-c.stops:
-			if !c.suspend(sig, signals) {
+			if !c.suspend(sig) {
 				continue
 			}
 			if err := lock.Check(ctx); errors.Is(err, sqllock.ErrLost) {

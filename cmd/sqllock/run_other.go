@@ -46,6 +46,6 @@ func (c *child) kill() { _ = c.process.Kill() }
 
 func (c *child) left() bool { return false }
 
-func (c *child) suspend(os.Signal, chan os.Signal) bool { return false }
+func (c *child) suspend(os.Signal) bool { return false }
 
 func (c *child) resume() {}

@@ -158,7 +158,7 @@ func (c *child) left() bool {
 
 // suspend is what follows when the command has been stopped. It returns when we have
 // been told to go on, and reports whether the command is to go on.
-func (c *child) suspend(why syscall.Signal, signals chan os.Signal) (goOn bool) {
+func (c *child) suspend(why syscall.Signal) (goOn bool) {
 	if c.tty == nil {
 		return false // who stopped it continues it
 	}
@@ -170,9 +170,8 @@ func (c *child) suspend(why syscall.Signal, signals chan os.Signal) (goOn bool) 
 	again := make(chan os.Signal, 1)
 	signal.Notify(again, syscall.SIGCONT)
 	defer signal.Stop(again)
-	signal.Reset(syscall.SIGTSTP)
-	defer listen(signals, syscall.SIGTSTP)
-	_ = syscall.Kill(0, syscall.SIGTSTP)
+	// SIGTSTP would say it better, but is one that we listen to, which Go can't undo.
+	_ = syscall.Kill(0, syscall.SIGTTIN)
 	select {
 	case <-again:
 	case <-time.After(200 * time.Millisecond): // nobody could continue us, so the kernel has not stopped us
