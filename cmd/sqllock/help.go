@@ -124,7 +124,7 @@ func commands(b *strings.Builder, c *cli.Command) {
 				fmt.Fprintf(b, "   %s\n", category)
 			}
 		}
-		fmt.Fprintf(b, "      %-10s %s\n", sub.Name, sub.Usage)
+		fmt.Fprintln(b, strings.TrimRight(fmt.Sprintf("      %-10s %s", sub.Name, sub.Usage), " "))
 	}
 	fmt.Fprint(b, "\n")
 }
