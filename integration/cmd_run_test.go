@@ -23,13 +23,13 @@ import (
 
 	"github.com/creack/pty"
 	"github.com/go-sql-driver/mysql"
-
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/pgadvisory"
 	"github.com/sqllock/go-sqllock/pgtable"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // A runner runs the command on a database of its own, with the table of leases.
@@ -168,7 +168,7 @@ func (r *runner) cmd(t *testing.T, args ...string) *proc {
 	t.Helper()
 	p := &proc{Cmd: exec.CommandContext(t.Context(), r.binary, args...), t: t, over: make(chan struct{})}
 	p.Env = append(os.Environ(), "SQLLOCK_DSN="+r.dsn, "SQLLOCK_NAMESPACE="+r.namespace)
-	p.Cmd.Stdout, p.Cmd.Stderr = &p.stdout, &p.stderr
+	p.Stdout, p.Stderr = &p.stdout, &p.stderr
 	p.WaitDelay = 10 * time.Second
 	return p
 }
@@ -274,7 +274,7 @@ func (f file) write(t *testing.T, text string) {
 func (f file) wait() string { return fmt.Sprintf("while ! [ -e %s ]; do sleep 0.02; done; ", f) }
 
 // add is a script that adds a line to the file.
-func (f file) add(text string) string { return fmt.Sprintf(`echo "%s" >> %s; `, text, f) }
+func (f file) add(text string) string { return "echo \"" + text + "\" >> " + string(f) + "; " }
 
 // pid is the number that is the file's text.
 func (f file) pid(t *testing.T) int {
@@ -753,7 +753,7 @@ type terminal struct {
 // onTerminal starts a command with a terminal of its own.
 func onTerminal(t *testing.T, p *proc) *terminal {
 	t.Helper()
-	p.Stdin, p.Cmd.Stdout, p.Cmd.Stderr = nil, nil, nil
+	p.Stdin, p.Stdout, p.Stderr = nil, nil, nil
 	f, err := pty.Start(p.Cmd)
 	if err != nil {
 		t.Fatal(err)
@@ -875,12 +875,15 @@ func runJobControl(t *testing.T, r *runner) {
 // runStoppedForLong is sqllock stopped, with its command, beyond the end of the lease.
 func runStoppedForLong(t *testing.T, r *runner) {
 	got := tempFile(t, "got")
-	p := r.start(t, "long", "--ttl", "2s", "--grace", "500ms", "--", "sh", "-c", "trap '"+got.add("TERM")+"sleep 10' TERM; "+got.add("up")+"while :; do sleep 0.02; done")
+	p := r.start(t, "long", "--ttl", "4s", "--grace", "2s", "--", "sh", "-c", "exec 2>/dev/null; trap 'sleep 1; "+got.add("late")+"exit' TERM; "+got.add("up")+"while :; do sleep 0.02; done")
 	soon(t, "the command", got.has("up"))
 	p.signal(syscall.SIGSTOP)
 	r.start(t, "long", "--ttl", "1m", "--wait", "1m", "--", "true").wants(0) // has ended its session
 	p.signal(syscall.SIGCONT)
 	p.wants(79, "long: the command was stopped, since ")
+	if got.has("late")() {
+		t.Error("the command had time, though its lease was over")
+	}
 }
 
 func runTakeover(t *testing.T, r *runner) {

@@ -20,7 +20,7 @@ const dsnForms = "it looks like mysql://user:password@host:3306/database, postgr
 
 // errEncode is about the mistake that is made most often. What the DSN has where is
 // unknown then, so nothing of it is shown.
-var errEncode = errors.New("it is no valid URL: characters such as @ : / # ? % in user, password or database have to be written as %40 and the like") //nolint:gochecknoglobals // a sentinel
+var errEncode = errors.New("it is no valid URL: characters such as @ : / # ? % in user, password or database have to be written as %40 and the like")
 
 // A target is a database that a DSN names.
 type target struct {
@@ -77,11 +77,11 @@ func parseDSN(dsn string) (*target, error) {
 }
 
 var (
-	schemes    = regexp.MustCompile(`^[a-z][a-z0-9+]{0,19}$`)                                                                                      //nolint:gochecknoglobals // a constant
-	parameters = regexp.MustCompile(`^[A-Za-z][A-Za-z_]{0,63}$`)                                                                                   //nolint:gochecknoglobals // a constant
-	databases  = regexp.MustCompile(`[@()/?#]`)                                                                                                    //nolint:gochecknoglobals // a constant
-	errNoHost  = errors.New("it names no host, as in mysql://user:password@host/database, and no parameter socket=")                               //nolint:gochecknoglobals // a sentinel
-	errMangled = errors.New("an @, a / or a parenthesis is where none belongs; in the form of a URL they can be written as %40, %2F, %28 and %29") //nolint:gochecknoglobals // a sentinel
+	schemes    = regexp.MustCompile(`^[a-z][a-z0-9+]{0,19}$`)
+	parameters = regexp.MustCompile(`^[A-Za-z][A-Za-z_]{0,63}$`)
+	databases  = regexp.MustCompile(`[@()/?#]`)
+	errNoHost  = errors.New("it names no host, as in mysql://user:password@host/database, and no parameter socket=")
+	errMangled = errors.New("an @, a / or a parenthesis is where none belongs; in the form of a URL they can be written as %40, %2F, %28 and %29")
 )
 
 // clearURL refuses what is likely to be a password that was not encoded, parts of

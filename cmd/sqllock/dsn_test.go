@@ -35,7 +35,7 @@ func TestParseDSN(t *testing.T) {
 			t.Errorf("%s: %v", c.dsn, err)
 			continue
 		}
-		user, password := "", ""
+		var user, password string
 		if got.mysql != nil {
 			user, password = got.mysql.User, got.mysql.Passwd
 		} else {

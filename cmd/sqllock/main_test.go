@@ -46,7 +46,7 @@ func TestUsageErrors(t *testing.T) {
 		{"--frobnicate", "there is no flag --frobnicate; see sqllock --help", 64},
 		{"run", "run needs the name of a lock" + example, 64},
 		{"run --name", "--name needs a value; see sqllock run --help", 64},
-		{"run --nmae x -- true", "there is no flag --nmae; did you mean --name?; see sqllock run --help", 64},
+		{"run --waitt 1s -- true", "there is no flag --waitt; did you mean --wait?; see sqllock run --help", 64},
 		{"run --name x", "run needs a command, after --" + example, 64},
 		{"run --name x --", "run needs a command, after --" + example, 64},
 		{"run --name= -- true", "--name is empty: is a variable not set?", 64},

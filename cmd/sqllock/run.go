@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -184,7 +185,8 @@ func newJob(cmd *cli.Command) (*job, error) {
 	if err := j.plan(); err != nil {
 		return nil, err
 	}
-	return j, j.find()
+	err := j.find()
+	return j, err
 }
 
 // plan checks that the times fit together.
@@ -523,18 +525,9 @@ func (j *job) release(ctx context.Context, pool *sqllock.Pool, lock *sqllock.Loc
 			}
 			return nil
 		case s := <-signals:
-			if isEnding(s) {
+			if slices.Contains(endingSignals(), s) {
 				cancel()
 			}
 		}
 	}
-}
-
-func isEnding(s os.Signal) bool {
-	for _, e := range endingSignals() {
-		if s == e {
-			return true
-		}
-	}
-	return false
 }

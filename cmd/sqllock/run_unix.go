@@ -56,7 +56,7 @@ func start(path string, argv, env []string) (*child, error) {
 	dieWithParent(attr)
 	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); err == nil {
 		c.tty = tty
-		if c.isForeground(syscall.Getpgrp()) && isTerminal(0) && isTerminal(1) {
+		if c.isForeground(syscall.Getpgrp()) && onTTY(0) && onTTY(1) {
 			attr.Foreground, attr.Ctty = true, int(tty.Fd())
 			c.has = true
 		}
@@ -96,7 +96,7 @@ func (c *child) reap() bool {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(c.pid, &status, syscall.WNOHANG|syscall.WUNTRACED, nil)
 		switch {
-		case err == syscall.EINTR: //nolint:errorlint // a number
+		case err == syscall.EINTR:
 		case pid <= 0:
 			return false
 		case status.Stopped():
@@ -117,6 +117,8 @@ func (c *child) reap() bool {
 	}
 }
 
+// send sends a signal to the group. Without its leader it is still this group as long as
+// there is one of the name.
 func (c *child) send(s syscall.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -125,7 +127,7 @@ func (c *child) send(s syscall.Signal) {
 	}
 }
 
-func (c *child) aliveLocked() bool { return syscall.Kill(-c.pid, 0) != syscall.ESRCH } //nolint:errorlint // a number
+func (c *child) aliveLocked() bool { return syscall.Kill(-c.pid, 0) != syscall.ESRCH }
 
 // pass passes a signal on to the command's group.
 func (c *child) pass(s os.Signal) {
@@ -150,7 +152,7 @@ func (c *child) kill() { c.send(syscall.SIGKILL) }
 func (c *child) left() bool {
 	for {
 		pid, err := syscall.Wait4(-c.pid, nil, syscall.WNOHANG, nil)
-		if pid <= 0 && err != syscall.EINTR { //nolint:errorlint // a number
+		if pid <= 0 && err != syscall.EINTR {
 			return c.aliveLocked()
 		}
 	}
@@ -206,7 +208,8 @@ func (c *child) setForeground(group int) {
 	_ = unix.IoctlSetPointerInt(int(c.tty.Fd()), unix.TIOCSPGRP, group)
 }
 
-func isTerminal(fd int) bool {
+// onTTY reports whether a descriptor is the terminal.
+func onTTY(fd int) bool {
 	_, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
 	return err == nil
 }
