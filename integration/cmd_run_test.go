@@ -142,6 +142,7 @@ func (r *runner) all(t *testing.T) {
 		"list of processes":          runHidden,
 		"terminal":                   runTerminal,
 		"job control":                runJobControl,
+		"documentation":              runDocumentation,
 		"taken over":                 runTakeover,
 		"no table":                   runNoTable,
 		"unknown parameter":          runUnknownParameter,
@@ -869,6 +870,50 @@ func runJobControl(t *testing.T, r *runner) {
 	p.code()
 	if strings.Contains(term.shown(), "got \r") {
 		t.Error("the command went on without the lock")
+	}
+}
+
+// runDocumentation runs what docs/command.md and the manual show, with programs that do
+// nothing in the place of those of the examples.
+func runDocumentation(t *testing.T, r *runner) {
+	text, err := os.ReadFile("../docs/command.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	manual := r.cmd(t, "help", "run")
+	manual.begin().wants(0)
+	dir, ran := t.TempDir(), tempFile(t, "ran")
+	for _, name := range []string{"php", "import", "migrate"} {
+		file(filepath.Join(dir, name)).write(t, "#!/bin/sh\n"+ran.add(name+" $*"))
+	}
+	if err := os.Symlink(r.binary, filepath.Join(dir, "sqllock")); err != nil {
+		t.Fatal(err)
+	}
+	var want string
+	shell := regexp.MustCompile(`(?m)^.*?\bsqllock (run .* -- .*)$`)
+	list := regexp.MustCompile(`(?m)^command: \["sqllock", "run", (.*)\]$`)
+	n := 0
+	for _, m := range append(shell.FindAllStringSubmatch(string(text)+manual.stdout.String(), -1), list.FindAllStringSubmatch(string(text), -1)...) {
+		line := m[1]
+		if strings.ContainsAny(line, "…|[") { // in a sentence, or the synopsis
+			continue
+		}
+		if strings.HasPrefix(line, `"`) {
+			line = "run " + strings.ReplaceAll(line, `", "`, `" "`)
+		}
+		_, command, _ := strings.Cut(strings.ReplaceAll(line, `"`, ""), " -- ")
+		name, args, _ := strings.Cut(strings.TrimPrefix(command, "./"), " ")
+		want += name + " " + args + "\n"
+		p := r.cmd(t)
+		p.Cmd = exec.CommandContext(t.Context(), "sh", "-c", "sqllock "+strings.ReplaceAll(line, "--min-hold 30s", "--min-hold 30ms"))
+		p.Stdout, p.Stderr = &p.stdout, &p.stderr
+		p.Dir = dir
+		p.Env = append(os.Environ(), "SQLLOCK_DSN="+r.dsn, "SQLLOCK_NAMESPACE="+r.namespace, "PATH="+dir+":"+os.Getenv("PATH"))
+		p.begin().wants(0)
+		n++
+	}
+	if got := ran.text(); n < 9 || got != want {
+		t.Errorf("%d commands ran\n%swant\n%s", n, got, want)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -164,5 +165,24 @@ func TestWithoutDSN(t *testing.T) {
 		if got := withoutDSN(strings.Fields(c.args), c.rest); !slices.Equal(got, strings.Fields(c.want)) {
 			t.Errorf("%s: got %v", c.args, got)
 		}
+	}
+}
+
+// TestDocumentedDSNs parses what the documentation shows.
+func TestDocumentedDSNs(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/command.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := regexp.MustCompile(`(mysql|postgres)://[^'\s]+|[A-Za-z]+:[A-Za-z]+@tcp\([^'`+"`"+`\s]+`).FindAllString(string(text)+rootManual+dsnForms, -1)
+	for _, dsn := range all {
+		dsn = strings.TrimRight(dsn, ",")
+		if _, err := parseDSN(dsn); err != nil {
+			t.Errorf("%s: %v", dsn, err)
+		}
+	}
+	if len(all) < 9 {
+		t.Errorf("found only %q", all)
 	}
 }
