@@ -484,6 +484,16 @@ func runSignals(t *testing.T, r *runner) {
 	}
 	p.signal(syscall.SIGTERM)
 	p.wants(3)
+
+	// What sqllock was started to ignore, as by nohup, the command ignores, too.
+	nohup := r.cmd(t)
+	nohup.Cmd = exec.CommandContext(t.Context(), "sh", "-c", `trap '' HUP INT; exec "$0" run --name signals -- sh -c 'kill -HUP $$; kill -INT $$; echo alive'`, r.binary)
+	nohup.Stdout, nohup.Stderr = &nohup.stdout, &nohup.stderr
+	nohup.Env = append(os.Environ(), "SQLLOCK_DSN="+r.dsn, "SQLLOCK_NAMESPACE="+r.namespace)
+	nohup.begin().wants(0)
+	if got := nohup.stdout.String(); got != "alive\n" {
+		t.Errorf("the command printed %q", got)
+	}
 }
 
 func runSignalWaiting(t *testing.T, r *runner) {
@@ -511,7 +521,7 @@ func runLoss(t *testing.T, r *runner) {
 		p := r.start(t, name, append(options, "--", "sh", "-c", "trap '"+got.add("TERM")+"exit 0' TERM; "+got.add("up")+"while :; do sleep 0.02; done")...)
 		soon(t, "the command", got.has("up"))
 		r.end(t, locker, name)
-		p.wants(79, name+": the command was stopped, since ", "the lock was lost")
+		p.wants(79, name+": the command was stopped, since the lock was lost: ")
 		if !got.has("TERM")() {
 			t.Error("the command got no SIGTERM")
 		}
@@ -544,7 +554,7 @@ func runLossAtEnd(t *testing.T, r *runner) {
 		r.end(t, r.sessions, "end")
 		goOn.write(t, "")
 		p.signal(syscall.SIGCONT)
-		p.wants(79, "the lock was lost")
+		p.wants(79, "end: the command has ended, but ", "the lock was lost")
 		_ = os.Remove(string(up))
 		_ = os.Remove(string(goOn))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/urfave/cli/v3"
 
@@ -76,7 +77,18 @@ func explain(err error) string {
 	if errors.Is(err, sqllock.ErrNoTable) && !strings.Contains(text, "sqllock migrate") {
 		text += "; on the command line, sqllock migrate up makes the table"
 	}
-	return strings.Join(strings.Fields(text), " ") // pgx tells of each address on a line
+	return oneLine(text) // pgx tells of each address on a line
+}
+
+// oneLine makes one line of text, without what a terminal might take for its own: names
+// and holders are what others have chosen.
+func oneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '_'
+		}
+		return r
+	}, strings.Join(strings.Fields(text), " "))
 }
 
 // onUsageError makes what the parser of flags found one line, with an exit code.

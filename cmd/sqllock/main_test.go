@@ -33,7 +33,6 @@ func TestUsageErrors(t *testing.T) {
 	for _, name := range []string{"SQLLOCK_DSN", "SQLLOCK_DSN_FILE", "SQLLOCK_NAMESPACE", "SQLLOCK_TABLE"} {
 		t.Setenv(name, "")
 	}
-	t.Setenv("SQLLOCK_TABLE", "shared_locks")
 	const example = ", as in: sqllock run --name invoices -- php generateInvoices.php"
 	for _, c := range []struct {
 		args, want string
@@ -102,6 +101,7 @@ func TestExitCode(t *testing.T) {
 		{sqllock.ErrInvalidName, 64, "invalid lock name"},
 		{fmt.Errorf("two\n\tlines: %w", context.Canceled), 130, "two lines: context canceled"},
 		{errors.New("whatever"), 69, "whatever"},
+		{errors.New("held by \x1b[2Jme"), 69, "held by _[2Jme"},
 		{sqllock.ErrNoTable, 69, "there is no usable lock table; on the command line, sqllock migrate up makes the table"},
 	} {
 		if code, text := exitCode(c.err), explain(c.err); code != c.code || text != c.text {

@@ -349,7 +349,9 @@ func (j *job) tell(e sqllock.Event) {
 	j.say(text)
 }
 
-func (j *job) say(text string) { fmt.Fprintf(j.stderr, "sqllock: %s: %s\n", j.name, text) }
+func (j *job) say(text string) {
+	fmt.Fprintf(j.stderr, "sqllock: %s\n", oneLine(j.name+": "+text))
+}
 
 // environ is the environment of the command.
 func (j *job) environ(lock *sqllock.Lock) []string {
@@ -438,7 +440,7 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 			}
 		case <-lost:
 			lost = nil
-			stop(fmt.Errorf("the command was stopped, since %w", lock.Err()))
+			stop(fmt.Errorf("the command was stopped, since %w", reason(lock.Err())))
 		case <-end.C:
 			if left := untilStop(lock, j.grace); left > 0 { // it has been extended
 				end.Reset(left)
@@ -468,6 +470,15 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 			return code, why
 		}
 	}
+}
+
+// reason is why an operation on a lock failed, without which and on which.
+func reason(err error) error {
+	var op *sqllock.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
 }
 
 // untilStop is when the command has to be stopped for it to be dead when the lease ends.
@@ -508,7 +519,7 @@ func (j *job) release(ctx context.Context, pool *sqllock.Pool, lock *sqllock.Loc
 	if j.minHold > 0 { // then Release asks nobody
 		if err := lock.Check(ctx); errors.Is(err, sqllock.ErrLost) {
 			_ = pool.Close(ctx)
-			return fmt.Errorf("the command has ended, but %w before", err)
+			return fmt.Errorf("the command has ended, but before that %w", reason(err))
 		}
 	}
 	err := lock.Release(ctx)
@@ -521,7 +532,7 @@ func (j *job) release(ctx context.Context, pool *sqllock.Pool, lock *sqllock.Loc
 		select {
 		case <-closed:
 			if err != nil {
-				return fmt.Errorf("the command has ended, but perhaps not under the lock: %w", err)
+				return fmt.Errorf("the command has ended, but perhaps not under the lock: %w", reason(err))
 			}
 			return nil
 		case s := <-signals:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -28,7 +29,7 @@ func connectFlags() []cli.Flag {
 		&cli.StringFlag{Name: "dsn", Usage: "`DSN` of the database; better in the environment variable SQLLOCK_DSN, or in a file"},
 		&cli.StringFlag{Name: "dsn-file", Usage: "`FILE` with the DSN; SQLLOCK_DSN_FILE names one, too"},
 		&cli.StringFlag{Name: "namespace", Usage: "put `NAMESPACE`: before every name, as sqllock.WithNamespace does", Sources: cli.EnvVars("SQLLOCK_NAMESPACE")},
-		&cli.StringFlag{Name: "table", Value: "shared_locks", Usage: "`NAME` of the table of leases", Sources: cli.EnvVars("SQLLOCK_TABLE")},
+		&cli.StringFlag{Name: "table", Value: defaultTable, Usage: "`NAME` of the table of leases", Sources: cli.EnvVars("SQLLOCK_TABLE")},
 		&cli.DurationFlag{Name: "connect-timeout", Value: 10 * time.Second, Usage: "how long to try to connect"},
 	}
 }
@@ -54,6 +55,9 @@ type server struct {
 // defaultTTL is that of the leases backend, where nothing else is said; only run makes
 // leases, and always says.
 const defaultTTL = time.Minute
+
+// defaultTable is what the migrations make.
+const defaultTable = "shared_locks"
 
 // open connects as the flags of cmd say. What is to be seen of us on the server, such as
 // by Holder, is program.
@@ -81,7 +85,7 @@ func open(ctx context.Context, cmd *cli.Command, program string) (s *server, err
 			s, err = nil, usage("--table: %v", r)
 		}
 	}()
-	name := cmd.String("table")
+	name := cmp.Or(cmd.String("table"), defaultTable) // SQLLOCK_TABLE may be empty
 	s.migrate = []migrations.Option{migrations.WithTable(name)}
 	if t.mysql != nil {
 		t.mysql.Logger = &mysql.NopLogger{} // what it has to tell is in errors, too
