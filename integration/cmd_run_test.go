@@ -532,7 +532,7 @@ func runLossIgnored(t *testing.T, r *runner) {
 	up, pid, childPID := tempFile(t, "up"), tempFile(t, "pid"), tempFile(t, "child")
 	// The command has a child, which ignores the signal as well.
 	p := r.start(t, "ignored", "--grace", "100ms", "--", "sh", "-c",
-		"trap '' TERM; "+pid.add("$$")+"(exec sh -c '"+childPID.add("$$")+"while :; do sleep 0.02; done') & "+up.add("up")+"while :; do sleep 0.02; done")
+		"trap '' TERM; "+pid.add("$$")+"(exec sh -c '"+childPID.add("$$")+"while :; do sleep 0.02; done') >/dev/null 2>&1 & "+up.add("up")+"while :; do sleep 0.02; done")
 	soon(t, "the command", up.has("up"))
 	a, b := pid.pid(t), childPID.pid(t)
 	r.end(t, r.sessions, "ignored")
@@ -544,18 +544,19 @@ func runLossIgnored(t *testing.T, r *runner) {
 
 // runLossAtEnd is a loss that the watch has no time to find.
 func runLossAtEnd(t *testing.T, r *runner) {
-	up, goOn := tempFile(t, "up"), tempFile(t, "go")
+	pid, goOn := tempFile(t, "pid"), tempFile(t, "go")
 	for _, options := range [][]string{nil, {"--min-hold", "1ms"}} {
-		p := r.start(t, "end", append(options, "--", "sh", "-c", up.add("up")+goOn.wait())...)
-		soon(t, "the command", up.has("up"))
+		p := r.start(t, "end", append(options, "--", "sh", "-c", pid.add("$$")+goOn.wait())...)
+		command := pid.pid(t)
 		if err := p.Process.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		r.end(t, r.sessions, "end")
 		goOn.write(t, "")
+		soon(t, "the end of the command", func() bool { return !alive(command) })
 		p.signal(syscall.SIGCONT)
-		p.wants(79, "end: the command has ended, but ", "the lock was lost")
-		_ = os.Remove(string(up))
+		p.wants(79, "end: the command ", "the lock was lost")
+		_ = os.Remove(string(pid))
 		_ = os.Remove(string(goOn))
 	}
 }
@@ -581,21 +582,20 @@ func runTTL(t *testing.T, r *runner) {
 
 func runKeepAlive(t *testing.T, r *runner) {
 	goOn, up := tempFile(t, "go"), tempFile(t, "up")
-	p := r.start(t, "alive", "--ttl", "2s", "--grace", "0", "--keep-alive", "1h", "--", "sh", "-c", up.add("up")+goOn.wait())
+	p := r.start(t, "alive", "--ttl", "4s", "--grace", "0", "--keep-alive", "1h", "--", "sh", "-c", up.add("up")+goOn.wait())
+	limited := r.start(t, "limited", "--ttl", "4s", "--grace", "0", "--keep-alive", "5s", "--", "sh", "-c", "while :; do sleep 0.02; done")
 	soon(t, "the command", up.has("up"))
 	first, _ := r.holder(t, r.leases, "alive")
-	soon(t, "extensions", func() bool {
+	soon(t, "the end of the first lease", func() bool {
 		h, held := r.holder(t, r.leases, "alive")
 		if !held || h.Token != first.Token {
 			t.Fatal("the lock is not held by the command any more")
 		}
-		return h.Expires.After(first.Expires.Add(2 * time.Second))
+		return h.Expires.Add(-h.TimeLeft).After(first.Expires.Add(time.Second))
 	})
 	goOn.write(t, "")
 	p.wants(0)
-
-	r.start(t, "alive", "--ttl", "2s", "--grace", "0", "--keep-alive", "3s", "--", "sh", "-c", "while :; do sleep 0.02; done").
-		wants(79, "the lease was ending: --keep-alive 3s was over, or the lease could not be extended")
+	limited.wants(79, "the lease was ending: --keep-alive 5s was over, or the lease could not be extended")
 }
 
 func runMinHold(t *testing.T, r *runner) {
@@ -638,7 +638,7 @@ func runGroup(t *testing.T, r *runner) {
 	_ = os.Remove(string(pid))
 
 	// One that is ended by a signal does not: the shell dies at once, its child would go on.
-	slow := "(exec sh -c 'trap \"" + strings.ReplaceAll(up.add("TERM"), `"`, "") + "sleep 0.2; exit\" TERM; " + pid.add("$$") + "while :; do sleep 0.02; done') & "
+	slow := "(exec sh -c 'trap \"" + strings.ReplaceAll(up.add("TERM"), `"`, "") + "sleep 0.2; exit\" TERM; " + pid.add("$$") + "while :; do sleep 0.02; done') >/dev/null & "
 	p := r.start(t, "group", "--", "sh", "-c", "exec 2>/dev/null; "+slow+"while :; do sleep 0.02; done")
 	left = pid.pid(t)
 	p.signal(syscall.SIGTERM)
@@ -930,7 +930,7 @@ func runDocumentation(t *testing.T, r *runner) {
 // runStoppedForLong is sqllock stopped, with its command, beyond the end of the lease.
 func runStoppedForLong(t *testing.T, r *runner) {
 	got := tempFile(t, "got")
-	p := r.start(t, "long", "--ttl", "4s", "--grace", "2s", "--", "sh", "-c", "exec 2>/dev/null; trap 'sleep 1; "+got.add("late")+"exit' TERM; "+got.add("up")+"while :; do sleep 0.02; done")
+	p := r.start(t, "long", "--ttl", "6s", "--grace", "2s", "--", "sh", "-c", "exec 2>/dev/null; trap 'sleep 1; "+got.add("late")+"exit' TERM; "+got.add("up")+"while :; do sleep 0.02; done")
 	soon(t, "the command", got.has("up"))
 	p.signal(syscall.SIGSTOP)
 	r.start(t, "long", "--ttl", "1m", "--wait", "1m", "--", "true").wants(0) // has ended its session

@@ -58,8 +58,8 @@ func TestUsageErrors(t *testing.T) {
 				"a second before the lease ends; make --ttl longer than 11s, or --grace shorter", 64,
 		},
 		{
-			"run --name x --ttl 21s --keep-alive 1h -- true", "--ttl 21s is too short to be kept alive: an extension that fails has to be tried again before " +
-				"the command is told to stop, --grace (10s) and a second before the lease ends; make --ttl 22s or more, or --grace shorter", 64,
+			"run --name x --ttl 32s --keep-alive 1h -- true", "--ttl 32s is too short to be kept alive: an extension that fails has to be tried again before " +
+				"the command is told to stop, --grace (10s) and a second before the lease ends; make --ttl 33s or more, or --grace shorter", 64,
 		},
 		{"run --name x --ttl 1m --keep-alive 1m -- true", "--keep-alive 1m0s is the longest that the lock is held, so it has to be longer than --ttl 1m0s", 64},
 		{"run --name x --ttl 1m --min-hold 2m -- true", "--min-hold 2m0s is longer than the lock can be held; make --ttl 2m0s or more", 64},

@@ -122,18 +122,25 @@ func runAction(ctx context.Context, cmd *cli.Command) error {
 	}
 	signals := make(chan os.Signal, 8)
 	listen(signals, endingSignals()...)
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx)) // main has a signal end its own
+	beforeUs := ctx // main has signals end it, which are the command's later
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	ready := make(chan struct{})
 	watched := make(chan struct{})
 	go func() { // until the command is started
 		defer close(watched)
+		var e *exitError
 		select {
 		case s := <-signals:
-			e := ended(s)
-			cancel(&exitError{e.code, fmt.Errorf("%s: %w before the lock was held; the command was not started", j.name, e.err)})
+			e = ended(s)
+		case <-beforeUs.Done():
+			if !errors.As(context.Cause(beforeUs), &e) {
+				e = &exitError{exitSignal, beforeUs.Err()}
+			}
 		case <-ready:
+			return
 		}
+		cancel(&exitError{e.code, fmt.Errorf("%s: %w before the lock was held; the command was not started", j.name, e.err)})
 	}()
 	os.Args[0] = filepath.Base(j.path) // who asks for the holder is told of the command
 	s, err := open(ctx, cmd, session.Process())
@@ -198,9 +205,9 @@ func (j *job) plan() error {
 	case j.ttl != 0 && j.keepAlive == 0 && j.ttl <= stop:
 		return usage("--ttl %s leaves the command no time: it is told to stop --grace (%s) before it has to be dead, a second before the lease ends; "+
 			"make --ttl longer than %s, or --grace shorter", j.ttl, j.grace, stop)
-	case j.keepAlive != 0 && j.ttl < 2*stop:
+	case j.keepAlive != 0 && j.ttl < 3*stop:
 		return usage("--ttl %s is too short to be kept alive: an extension that fails has to be tried again before the command is told to stop, --grace (%s) "+
-			"and a second before the lease ends; make --ttl %s or more, or --grace shorter", j.ttl, j.grace, 2*stop)
+			"and a second before the lease ends; make --ttl %s or more, or --grace shorter", j.ttl, j.grace, 3*stop)
 	case j.keepAlive != 0 && j.keepAlive <= j.ttl:
 		return usage("--keep-alive %s is the longest that the lock is held, so it has to be longer than --ttl %s", j.keepAlive, j.ttl)
 	case j.ttl != 0 && j.minHold > max(j.ttl, j.keepAlive):
