@@ -28,7 +28,7 @@ complete -o bashdefault -o default -F _sqllock sqllock
 
 // configureCompletion shows the command completion, and has it write the script above.
 func configureCompletion(c *cli.Command) {
-	c.Hidden = false
+	c.Hidden, c.Category = false, setup
 	c.Usage = "print a script for the completion of bash, zsh, fish or pwsh"
 	c.OnUsageError = onUsageError
 	for _, shell := range c.Commands {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strings"
+	"sync"
 
 	"github.com/urfave/cli/v3"
 )
@@ -56,6 +58,15 @@ COMPLETION
   source <(sqllock completion zsh)
   sqllock completion fish > ~/.config/fish/completions/sqllock.fish
 `
+
+// printManuals has the library print manuals in the place of its help.
+var printManuals = sync.OnceFunc(func() { //nolint:gochecknoglobals // so is what it sets
+	cli.HelpPrinter = func(w io.Writer, _ string, data any) {
+		if c, ok := data.(*cli.Command); ok {
+			fmt.Fprint(w, manual(c))
+		}
+	}
+})
 
 // manual is the help of a command, in the order of a manual page. A Description is
 // paragraphs, which are wrapped, and lines that begin with a space, which are not. What

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -63,10 +64,11 @@ func app(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		Description: rootManual,
 		Version:     version(),
 		Flags:       connectFlags(),
-		Commands: []*cli.Command{
-			runCommand(), listCommand(), whoCommand(), waitCommand(), breakCommand(),
-			sweepCommand(), migrateCommand(), doctorCommand(), benchCommand(),
-		},
+		Commands: slices.Concat(
+			in("for jobs", runCommand(), waitCommand()),
+			in("for operators", listCommand(), whoCommand(), breakCommand(), sweepCommand()),
+			in(setup, migrateCommand(), doctorCommand(), benchCommand()),
+		),
 		EnableShellCompletion:           true,
 		ConfigureShellCompletionCommand: configureCompletion,
 		Action:                          noCommand,
@@ -82,12 +84,18 @@ func app(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		}
 		return nil
 	})
-	cli.HelpPrinter = func(w io.Writer, _ string, data any) {
-		if c, ok := data.(*cli.Command); ok {
-			fmt.Fprint(w, manual(c))
-		}
-	}
+	printManuals()
 	return root
+}
+
+const setup = "to set it up"
+
+// in puts commands into a category of the help.
+func in(category string, all ...*cli.Command) []*cli.Command {
+	for _, c := range all {
+		c.Category = category
+	}
+	return all
 }
 
 // noCommand is what sqllock does without a command, or with one that there is not.

@@ -84,7 +84,6 @@ func runCommand() *cli.Command {
 	first := 1
 	return &cli.Command{
 		Name:        "run",
-		Category:    "for jobs",
 		Usage:       "run a command while a lock is held",
 		UsageText:   "sqllock run --name NAME [OPTIONS] -- COMMAND [ARGUMENT...]",
 		Description: runManual,
