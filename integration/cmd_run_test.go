@@ -821,10 +821,13 @@ func (term *terminal) shows(t *testing.T, text string) {
 func runTerminal(t *testing.T, r *runner) {
 	// The command reads, and gets Ctrl-C; what comes after sqllock reads, too.
 	p := r.cmd(t)
-	p.Cmd = exec.CommandContext(t.Context(), "sh", "-c", `"$0" run --name terminal -- sh -c 'echo up; read x; echo "got $x"; trap "echo INT; exit 5" INT; echo ready; while :; do sleep 0.02; done'; echo "code $?"; read y; echo "then $y"`, r.binary)
+	p.Cmd = exec.CommandContext(t.Context(), "sh", "-c", `"$0" run --name terminal -- sh -c 'set -- $(cat /proc/$$/stat); [ $5 = $8 ] && echo foreground; echo up; read x; echo "got $x"; trap "echo INT; exit 5" INT; echo ready; while :; do sleep 0.02; done'; echo "code $?"; read y; echo "then $y"`, r.binary)
 	p.Env = append(os.Environ(), "SQLLOCK_DSN="+r.dsn, "SQLLOCK_NAMESPACE="+r.namespace)
 	term := onTerminal(t, p)
 	term.shows(t, "up")
+	if !strings.Contains(term.shown(), "foreground\r\n") { // wget, for one, looks, and writes elsewhere
+		t.Error("the command is not in the foreground")
+	}
 	term.types(t, "hello\n")
 	term.shows(t, "got hello")
 	term.shows(t, "ready")
@@ -857,7 +860,7 @@ func runJobControl(t *testing.T, r *runner) {
 	p.Cmd = exec.CommandContext(t.Context(), "bash", "--norc", "--noprofile", "-i")
 	p.Env = append(os.Environ(), "SQLLOCK_DSN="+r.dsn, "SQLLOCK_NAMESPACE="+r.namespace, "PS1=$ ", "B="+r.binary, "TERM=dumb")
 	term := onTerminal(t, p)
-	term.types(t, "\"$B\" run --name jobs -- sh -c 'echo is \"\"up; read x; echo got \"\"$x; read x; echo got \"\"$x'\n")
+	term.types(t, "\"$B\" run --name jobs -- sh -c 'echo is \"\"up; read x; echo got \"\"$x; while :; do echo ti\"\"ck; sleep 0.01; done'\n")
 	term.shows(t, "is up")
 	term.types(t, "\x1a") // Ctrl-Z
 	term.shows(t, "Stopped")
@@ -866,11 +869,12 @@ func runJobControl(t *testing.T, r *runner) {
 	term.types(t, "fg\n")
 	term.shows(t, "\"$B\" run --name jobs") // which bash repeats
 	term.types(t, "hello\n")
-	term.shows(t, "got hello")
+	term.shows(t, "tick")
 	term.types(t, "\x1a")
 	soon(t, "stopped again", func() bool { return strings.Count(term.shown(), "Stopped") == 2 })
 
 	// It is stopped, and its lock is lost: the command is not to go on.
+	ticks := strings.Count(term.shown(), "tick")
 	r.end(t, r.sessions, "jobs")
 	term.types(t, "fg\n")
 	term.shows(t, "the lock was lost")
@@ -878,8 +882,8 @@ func runJobControl(t *testing.T, r *runner) {
 	term.shows(t, "code 79")
 	term.types(t, "exit\n")
 	p.code()
-	if strings.Contains(term.shown(), "got \r") {
-		t.Error("the command went on without the lock")
+	if n := strings.Count(term.shown(), "tick"); n != ticks || n == 0 {
+		t.Errorf("the command said tick %d times, and %d times without the lock", ticks, n-ticks)
 	}
 }
 
