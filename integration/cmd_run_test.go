@@ -23,13 +23,13 @@ import (
 
 	"github.com/creack/pty"
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/pgadvisory"
 	"github.com/sqllock/go-sqllock/pgtable"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
-
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // A runner runs the command on a database of its own, with the table of leases.
@@ -542,22 +542,16 @@ func runLossIgnored(t *testing.T, r *runner) {
 	}
 }
 
-// runLossAtEnd is a loss that the watch has no time to find.
+// runLossAtEnd is a loss that the watch has no time to find, mostly.
 func runLossAtEnd(t *testing.T, r *runner) {
-	pid, goOn := tempFile(t, "pid"), tempFile(t, "go")
-	for _, options := range [][]string{nil, {"--min-hold", "1ms"}} {
-		p := r.start(t, "end", append(options, "--", "sh", "-c", pid.add("$$")+goOn.wait())...)
-		command := pid.pid(t)
-		if err := p.Process.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		r.end(t, r.sessions, "end")
+	for kind, options := range map[string][]string{"plain": nil, "min-hold": {"--min-hold", "1h"}} {
+		name, up, goOn := "end "+kind, tempFile(t, "up"), tempFile(t, "go")
+		p := r.start(t, name, append(options, "--", "sh", "-c", "trap '' TERM; "+up.add("up")+goOn.wait())...)
+		soon(t, "the command", up.has("up"))
+		r.end(t, r.sessions, name)
+		soon(t, "the end of the session", func() bool { _, held := r.holder(t, r.sessions, name); return !held })
 		goOn.write(t, "")
-		soon(t, "the end of the command", func() bool { return !alive(command) })
-		p.signal(syscall.SIGCONT)
-		p.wants(79, "end: the command ", "the lock was lost")
-		_ = os.Remove(string(pid))
-		_ = os.Remove(string(goOn))
+		p.wants(79, name+": the command ", "the lock was lost")
 	}
 }
 
@@ -648,6 +642,20 @@ func runGroup(t *testing.T, r *runner) {
 	}
 	if !up.has("TERM")() {
 		t.Error("the child had no time to end by itself")
+	}
+
+	// The same where the signal is the command's alone, as that of the kernel short of memory.
+	_ = os.Remove(string(pid))
+	_ = os.Remove(string(up))
+	leader := tempFile(t, "leader")
+	p = r.start(t, "group", "--", "sh", "-c", "exec 2>/dev/null; "+slow+leader.add("$$")+"while :; do sleep 0.02; done")
+	left = pid.pid(t)
+	if err := syscall.Kill(leader.pid(t), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.wants(137)
+	if alive(left) || !up.has("TERM")() {
+		t.Errorf("what is left of the command runs: %t, and got SIGTERM: %t", alive(left), up.has("TERM")())
 	}
 }
 
