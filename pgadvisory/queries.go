@@ -74,14 +74,14 @@ func breakOneQuery(key string, pid int64) string {
 
 // listQuery asks for all locks of one number in the database.
 func listQuery(keys []string) string {
-	values := "(NULL::bigint,NULL::text)"
+	values := []string{"(NULL::bigint,NULL::text)"}
 	for _, key := range keys {
-		values += ",(" + pgsession.Number(key) + "," + pgsession.Text(key) + ")"
+		values = append(values, "("+pgsession.Number(key)+","+pgsession.Text(key)+")")
 	}
 	return "SELECT coalesce(n.key,l.number::text),l.pid,coalesce(a.usename,''),coalesce(host(a.client_addr)||':'||a.client_port,''),coalesce(a.datname,'')," +
 		"coalesce(a.state,''),coalesce(a.application_name,''),extract(epoch FROM a.state_change)::bigint" +
 		" FROM (SELECT DISTINCT l.pid,(l.classid::bigint<<32)|l.objid::bigint AS number FROM pg_locks l WHERE " + pgsession.Here + ") l" +
-		" LEFT JOIN pg_stat_activity a ON a.pid=l.pid LEFT JOIN (VALUES " + values + ") n(number,key) ON n.number=l.number"
+		" LEFT JOIN pg_stat_activity a ON a.pid=l.pid LEFT JOIN (VALUES " + strings.Join(values, ",") + ") n(number,key) ON n.number=l.number"
 }
 
 // watchQuery answers with the numbers, counted from 0, of the grants that are held. A

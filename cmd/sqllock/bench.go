@@ -164,12 +164,12 @@ func quantile(took []time.Duration, q float64) float64 {
 	return took[min(max(i, 0), len(took)-1)].Seconds()
 }
 
-// figure makes figures of what n sessions have measured, together if elapsed is not 0.
-func figure(backend, operation string, n int, took []time.Duration, elapsed time.Duration) figures {
+// figure makes figures of what n sessions have measured, together in d, if that is not 0.
+func figure(backend, operation string, n int, took []time.Duration, d time.Duration) figures {
 	slices.Sort(took)
 	f := figures{Backend: backend, Operation: operation, Sessions: n, Count: len(took), P50: quantile(took, 0.5), P99: quantile(took, 0.99)}
-	if elapsed > 0 {
-		f.PerSecond = float64(len(took)) / elapsed.Seconds()
+	if d > 0 {
+		f.PerSecond = float64(len(took)) / d.Seconds()
 	}
 	return f
 }
@@ -180,12 +180,11 @@ func (s *server) roundTrip(ctx context.Context, d time.Duration) (figures, error
 		return figures{}, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is left on it
-	begun := time.Now()
 	took, err := measure(ctx, d, func() error { return s.ask(ctx, conn, "SELECT 1", new(int)) })
 	if err != nil {
 		return figures{}, err
 	}
-	return figure("", "round trip", 1, took, time.Since(begun)), nil
+	return figure("", "round trip", 1, took, d), nil
 }
 
 // turns has n sessions acquire and release, each a name of its own.
@@ -196,7 +195,6 @@ func (s *server) turns(ctx context.Context, p probe, d time.Duration, n int) (fi
 	var all []time.Duration
 	var failed error
 	var wg sync.WaitGroup
-	begun := time.Now()
 	for range n {
 		wg.Go(func() {
 			took, err := s.turnsOfOne(ctx, p, d)
@@ -213,7 +211,7 @@ func (s *server) turns(ctx context.Context, p probe, d time.Duration, n int) (fi
 	if failed != nil {
 		return figures{}, fmt.Errorf("%s: %w", p.name, failed)
 	}
-	return figure(p.name, "acquire and release", n, all, time.Since(begun)), nil
+	return figure(p.name, "acquire and release", n, all, d), nil
 }
 
 func (s *server) turnsOfOne(ctx context.Context, p probe, d time.Duration) ([]time.Duration, error) {
@@ -236,23 +234,27 @@ func (s *server) turnsOfOne(ctx context.Context, p probe, d time.Duration) ([]ti
 func (s *server) handOffs(ctx context.Context, p probe, d time.Duration) (f figures, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d+time.Minute)
 	defer cancel()
-	var conns [2]*sql.Conn
-	for i := range conns {
-		if conns[i], err = s.db.Conn(ctx); err != nil {
-			return f, err
-		}
-		defer conns[i].Close() //nolint:errcheck // nothing is left on it
+	one, err := s.db.Conn(ctx)
+	if err != nil {
+		return f, err
 	}
+	defer one.Close() //nolint:errcheck // nothing is left on it
+	two, err := s.db.Conn(ctx)
+	if err != nil {
+		return f, err
+	}
+	defer two.Close() //nolint:errcheck // nothing is left on it
 	k, name := sqllock.New(p.Backend), ownName("bench")
 	var took []time.Duration
 	for end, i := time.Now().Add(d), 0; len(took) == 0 || time.Now().Before(end); i++ {
-		one, err := s.handOff(ctx, k, name, conns[i%2], conns[(i+1)%2])
+		t, err := s.handOff(ctx, k, name, one, two)
 		if err != nil {
 			return f, fmt.Errorf("%s, hand-off: %w", p.name, err)
 		}
 		if i > 0 { // the first one warms up
-			took = append(took, one)
+			took = append(took, t)
 		}
+		one, two = two, one
 	}
 	return figure(p.name, "hand-off", 2, took, 0), nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,7 +66,7 @@ func (s *server) breakLock(ctx context.Context, cmd *cli.Command, name, key stri
 		if len(dead) > 0 {
 			err = fmt.Errorf("%w (a dead holder has left a row, which keeps nobody out; sqllock sweep removes it)", err)
 		}
-		if notes := append(seen.notes, s.elsewhere(ctx, name, key)...); len(notes) > 0 {
+		if notes := slices.Concat(seen.notes, s.elsewhere(ctx, name, key)); len(notes) > 0 {
 			err = fmt.Errorf("%w. %s", err, strings.Join(notes, " "))
 		}
 		return &exitError{exitNo, err}

@@ -70,6 +70,7 @@ type verdict struct {
 type doctor struct {
 	*server
 	table  string
+	gtid   bool // enforce_gtid_consistency
 	checks []check
 }
 
@@ -305,7 +306,9 @@ func (d *doctor) tables(ctx context.Context) {
 		d.checks = append(d.checks, tableCheck(st))
 		if st.Exists && d.mysql != nil {
 			d.damage(ctx)
-			d.engine(ctx, st)
+		}
+		if d.mysql != nil {
+			d.checks = append(d.checks, engineCheck(st.Engine, d.gtid))
 		}
 	}
 	fences, fenceOpts := "lock_fences", []migrations.Option{migrations.Fences()}

@@ -3,7 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +20,7 @@ func (d *doctor) lookMySQL(ctx context.Context) {
 		return
 	}
 	d.checks = append(d.checks, mysqlChecks(vars)...)
+	d.gtid = on(vars, "enforce_gtid_consistency")
 	d.proxy(ctx)
 	grants, err := d.grants(ctx, vars["version"])
 	if err != nil {
@@ -26,7 +29,7 @@ func (d *doctor) lookMySQL(ctx context.Context) {
 		d.checks = append(d.checks, mysqlRights(grants, isMariaDB(vars["version"]), d.mysql.DBName)...)
 	}
 	if _, err := d.sessions.(*mysqlnamed.Backend).List(ctx, d.db); err != nil { //nolint:errcheck,forcetypeassert // it is
-		d.add("list of locks", info, "sqllock list shows no locks of sessions: "+short(err), "sqllock who NAME works without")
+		d.add("list of locks", info, "sqllock list shows no locks of sessions: "+short(errors.Unwrap(err)), "sqllock who NAME works without")
 	} else {
 		d.add("list of locks", fine, "sqllock list shows the locks of sessions, too", "")
 	}
@@ -71,7 +74,11 @@ const shortIdle = 60
 // which of it there is.
 func mysqlChecks(vars map[string]string) (all []check) {
 	add := func(name, level, found, do string) { all = append(all, check{name, level, found, do}) }
-	add("server", fine, strings.TrimSpace(vars["version"]+" "+vars["version_comment"]), "")
+	product := "MySQL "
+	if isMariaDB(vars["version"]) {
+		product = ""
+	}
+	add("server", fine, strings.TrimSpace(product+vars["version"]+" "+vars["version_comment"]), "")
 	if on(vars, "read_only") || on(vars, "super_read_only") || on(vars, "innodb_read_only") {
 		add("read-only", problem, "the server takes no writes, so it is probably a replica", "name the primary in the DSN")
 	}
@@ -94,10 +101,6 @@ func mysqlChecks(vars map[string]string) (all []check) {
 		if on(vars, name) && vars[name] != "0.000000" {
 			add(name, info, vars[name]+"; waits for locks are not cut short by it", "")
 		}
-	}
-	if on(vars, "enforce_gtid_consistency") {
-		add("GTID", info, "enforce_gtid_consistency is on: a table of leases on MyISAM can't be written after InnoDB in one transaction (1785)",
-			"give the backend a pool (table.WithPool), or make the table with --engine InnoDB")
 	}
 	if on(vars, "sql_require_primary_key") {
 		add("primary keys", info, "sql_require_primary_key is on", "make the table of leases by sqllock migrate up --engine InnoDB")
@@ -137,15 +140,22 @@ func proxyCheck(said, is int64) check {
 	}
 }
 
-// engine is about the table that is there.
-func (d *doctor) engine(ctx context.Context, st *tableState) {
-	var gtid string
-	if err := d.ask(ctx, d.db, "SHOW VARIABLES LIKE 'enforce_gtid_consistency'", new(string), &gtid); err == nil && gtid == "ON" && strings.EqualFold(st.Engine, "MyISAM") {
-		d.add("engine", warning, "MyISAM with enforce_gtid_consistency: a lease can't be acquired or extended in a transaction that has written to InnoDB (1785)",
-			"do so outside of it, or give the backend a pool (table.WithPool), or migrate down and up --engine InnoDB")
-		return
+// engineCheck is about a table that is there, or is to be made, which is MyISAM unless
+// somebody says otherwise.
+func engineCheck(engine string, gtid bool) check {
+	switch {
+	case !gtid || engine != "" && !strings.EqualFold(engine, "MyISAM"):
+		return check{"engine", fine, cmp.Or(engine, "MyISAM, or InnoDB, as you like"), ""}
+	case engine == "":
+		return check{
+			"engine", info, "enforce_gtid_consistency is on: on MyISAM no lease can be acquired or extended in a transaction that has written to InnoDB (1785)",
+			"sqllock migrate up --engine InnoDB, or give the backend a pool (table.WithPool)",
+		}
 	}
-	d.add("engine", fine, st.Engine, "")
+	return check{
+		"engine", warning, engine + " with enforce_gtid_consistency: no lease can be acquired or extended in a transaction that has written to InnoDB (1785)",
+		"do so outside of it, or give the backend a pool (table.WithPool), or sqllock migrate down, and up --engine InnoDB",
+	}
 }
 
 // damage has the server check the table, and repairs nothing.
@@ -226,15 +236,10 @@ func granted(grants []string, database string, privileges ...string) bool {
 		if !found || !to || where != "*.*" && (database == "" || !strings.EqualFold(where, database+".*")) {
 			continue
 		}
-		for _, one := range strings.Split(what, ",") {
+		for one := range strings.SplitSeq(what, ",") {
 			one = strings.TrimSpace(one)
-			if one == "ALL PRIVILEGES" || one == "ALL" {
+			if one == "ALL PRIVILEGES" || slices.Contains(privileges, one) {
 				return true
-			}
-			for _, p := range privileges {
-				if one == p {
-					return true
-				}
 			}
 		}
 	}

@@ -50,7 +50,7 @@ func pgChecks(settings map[string]string) (all []check) {
 	if settings["standby"] == "true" {
 		add("read-only", problem, "the server is a standby", "name the primary, or target_session_attrs=read-write, in the DSN")
 	} else if settings["default_transaction_read_only"] == "on" {
-		add("read-only", problem, "default_transaction_read_only is on: leases can't be written", "set it off for this role, or in the DSN")
+		add("read-only", warning, "default_transaction_read_only is on: leases are written all the same; is this the server for that?", "if not, name the primary in the DSN")
 	}
 	for _, s := range []struct{ name, level, what, do string }{
 		{"idle_session_timeout", warning, "a session that is idle for %v ms is ended, with its locks", "use Do, which asks each second, or set it to 0 in the DSN"},

@@ -122,7 +122,7 @@ func (s *server) ofSessions(ctx context.Context, names []string) (all []sqllock.
 	case *mysqlnamed.Backend:
 		all, err = b.List(ctx, s.db)
 		if errors.Is(err, sqllock.ErrUnsupported) || errors.Is(err, sqllock.ErrPermission) {
-			return nil, fmt.Sprintf("Locks of sessions can't be listed: %v. sqllock who NAME tells of one.", short(err)), nil
+			return nil, fmt.Sprintf("Locks of sessions can't be listed: %v. sqllock who NAME tells of one.", short(errors.Unwrap(err))), nil
 		}
 	case *pgadvisory.Backend:
 		all, err = b.List(ctx, s.db, names...)

@@ -24,6 +24,9 @@ func migrateCommand() *cli.Command {
 			&cli.StringFlag{Name: "fence-table", Value: "lock_fences", Usage: "`NAME` of the fence table"},
 		},
 		OnUsageError: onUsageError,
+		Action: func(_ context.Context, cmd *cli.Command) error {
+			return usage("sqllock migrate takes one of up, down, status and print, and got %q; see sqllock migrate --help", cmd.Args().First())
+		},
 		Commands: []*cli.Command{
 			{
 				Name: "up", Usage: "make the table, or bring it to the newest version",

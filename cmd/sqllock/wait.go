@@ -64,8 +64,8 @@ func (s *server) wait(ctx context.Context, cmd *cli.Command, name, key string) e
 		case len(living) == 0:
 			return nil
 		case cmd.IsSet("timeout") && time.Since(begun) >= timeout:
-			return &exitError{exitBusy, fmt.Errorf("%s is still held after %v, by %s; %s has more",
-				printable(key), timeout, living[0].brief(), s.command("who", name))}
+			return &exitError{exitBusy, fmt.Errorf("%s is held by %s, and was so for the %v of --timeout; %s has more",
+				printable(key), living[0].brief(), timeout, s.command("who", name))}
 		case living[0].Session != last:
 			last = living[0].Session
 			fmt.Fprintf(cmd.Root().ErrWriter, "sqllock: waiting for %s, held by %s\n", printable(key), living[0].brief())

@@ -133,7 +133,7 @@ func (h *held) facts() [][]string {
 	if age, ok := h.age(); ok {
 		what := "in this state for " + span(age) + "; the server does not tell when the lock was granted"
 		if h.kind == lease {
-			what = span(age) + " ago it was granted, or last extended"
+			what = "granted, or last extended, " + span(age) + " ago"
 		}
 		rows = append(rows, []string{"  since", what})
 	}
@@ -318,6 +318,11 @@ func (s *server) elsewhere(ctx context.Context, name, key string) (notes []strin
 		return notes
 	}
 	living, _ := all.living()
+	for _, note := range all.notes {
+		if strings.Contains(note, "ocks of sessions") {
+			notes = append(notes, "Whether somebody holds it under another namespace can't be seen here, save for leases.")
+		}
+	}
 	for _, h := range living {
 		n := len(h.Key) - len(name) - 1
 		of := n > 0 && strings.EqualFold(h.Key[n:], ":"+name)
