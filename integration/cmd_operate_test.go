@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -428,8 +429,13 @@ func testWho(c *commandOn) {
 	c.env = nil
 
 	// One that hangs.
-	waitFor(t, "the TTL to be over", func() bool { return over.Remaining() < -time.Second }) // which is told in whole seconds
-	c.run("who", name+"-over").wants(t, 0, "is held", "none, for ", "the next one who asks")
+	waitFor(t, "sqllock who to tell that the TTL is over", func() bool {
+		return strings.Contains(c.run("who", name+"-over").stdout, "none, for ")
+	})
+	c.run("who", name+"-over").wants(t, 0, "is held", "the next one who asks for the lock ends this session")
+	if err := over.Conn().PingContext(t.Context()); err != nil {
+		t.Errorf("the holder whose time is over: %v", err)
+	}
 
 	// Without the table.
 	do(t, c.db, "DROP TABLE shared_locks")
@@ -1092,4 +1098,121 @@ func TestCommandWhoPHP(t *testing.T) {
 		c.run("break", name, "--yes").wants(t, 0, fmt.Sprintf("Ended session %d", id))
 		c.run("who", name).wants(t, 1)
 	})
+}
+
+// example is a command line of the documentation, with what it says.
+type example struct{ line, says string }
+
+// examples are those of a section of the documentation.
+func examples(t *testing.T, section string) (all []example) {
+	t.Helper()
+	page, err := os.ReadFile("../docs/command-operator.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, found := strings.Cut(string(page), section)
+	if !found {
+		t.Fatalf("the documentation has no section %q", section)
+	}
+	_, text, _ = strings.Cut(text, "```console\n")
+	text, _, _ = strings.Cut(text, "\n```")
+	for part := range strings.SplitSeq("\n"+text, "\n$ ") {
+		line, says, _ := strings.Cut(part, "\n")
+		if line != "" {
+			all = append(all, example{line, says})
+		}
+	}
+	return all
+}
+
+// normal is what is the same each time: numbers, times, names of sessions and processes
+// are not, nor is the width of columns.
+func normal(s string) string {
+	for _, r := range []struct{ re, to string }{
+		{`\x1b\[[0-9;]*[A-Za-z]|\r`, ""},
+		{`process \d+ \S+?([\s)])`, "PROCESS$1"}, {`process \d+`, "PROCESS"}, {`[\w.-]+/\d+ [\w.]+`, "PROCESS"},
+		{`\w+@[\w.]+:\d+`, "USER"}, {`database +\w+`, "DATABASE"}, {`(and ALTER on) \w+`, "$1 DATABASE"},
+		{`MySQL \S+ .*`, "SERVER"},
+		{`-?\d[\d.]*(µs|ms|[dhms])[\d.dhms]*`, "SPAN"}, {`\d[\d.]*`, "N"}, {` +`, " "},
+	} {
+		s = regexp.MustCompile(r.re).ReplaceAllString(s, r.to)
+	}
+	return strings.TrimSpace(s)
+}
+
+// TestCommandAtNight runs every line of the documentation. What it shows is MySQL's.
+func TestCommandAtNight(t *testing.T) {
+	t.Parallel()
+	s := private(t, testdb.MySQL) // whose list of locks has those of nobody else
+	db := lockTable(t, s, "MyISAM")
+	c := commandOnMySQL(t, s, db)
+	c.env = []string{"SQLLOCK_NAMESPACE=billing"}
+	k := func(l sqllock.Backend) *sqllock.Locker { return sqllock.New(l, sqllock.WithNamespace("billing")) }
+	var nightly *sqllock.Lock
+	for _, section := range []struct {
+		title string
+		setUp func()
+	}{
+		{"## Who holds this lock?", func() { acquire(t, k(table.New(time.Hour)), conn(t, db), "invoices") }},
+		{"## How do I get rid of it?", func() {}},
+		{"## Is it a dead one?", func() { c.deadRow("billing:report") }},
+		{"## Why does my job not run?", func() {
+			nightly = acquire(t, k(mysqlnamed.New()), conn(t, db), "nightly")
+			waiter := conn(t, db)
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() { defer close(done); _, _ = waiter.ExecContext(ctx, "DO GET_LOCK('billing:nightly',600)") }()
+			t.Cleanup(func() { cancel(); <-done })
+			waitFor(t, "a session to wait", func() bool {
+				return ask[bool](t, db, "SELECT COUNT(*)=1 FROM information_schema.processlist WHERE state='User lock'")
+			})
+		}},
+		{"## May I deploy now?", func() {}},
+		{"## What does this server do?", func() {}},
+	} {
+		section.setUp()
+		code, ran := 0, 0
+		for _, e := range examples(t, section.title) {
+			ran++
+			if e.line == "echo $?" {
+				if e.says != fmt.Sprint(code) {
+					t.Errorf("%s: the exit code is %d, and not %s", section.title, code, e.says)
+				}
+				continue
+			}
+			args := strings.Fields(strings.TrimPrefix(e.line, "sqllock "))
+			got := ""
+			switch {
+			case strings.Contains(e.says, "[y/N] y"):
+				x := c.terminal(args...)
+				x.until("[y/N]")
+				x.types("y\n")
+				x.ends(0)
+				got, code = x.said, 0
+			case args[0] == "wait":
+				cmd := c.command(c.dsn(), args...)
+				said, err := cmd.StderrPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				got, _ = bufio.NewReader(said).ReadString('\n')
+				do(t, db, fmt.Sprintf("KILL %d", ask[int64](t, db, "SELECT id FROM information_schema.processlist WHERE state='User lock'")))
+				release(t, nightly)
+				_ = cmd.Wait()
+				code = cmd.ProcessState.ExitCode()
+			default:
+				a := c.run(args...)
+				got, code = a.stdout+a.stderr, a.code
+			}
+			if normal(got) != normal(e.says) {
+				t.Errorf("$ %s\n%s\nand the documentation has\n%s", e.line, normal(got), normal(e.says))
+			}
+		}
+		if ran == 0 {
+			t.Errorf("%s: no line was run", section.title)
+		}
+	}
 }
