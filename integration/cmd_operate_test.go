@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -655,14 +656,18 @@ type terminal struct {
 	said string
 }
 
+// terminal runs a command under a shell that stays until all is read: what is in a terminal
+// when its first process ends may be lost.
 func (c *commandOn) terminal(args ...string) *terminal {
 	c.t.Helper()
 	cmd := c.command(c.dsn(), args...)
+	cmd.Path = "/bin/sh"
+	cmd.Args = append([]string{"sh", "-c", `trap : INT; "$@"; echo "[exit $?]"; read _`, "sh", c.binary}, args...)
 	f, err := pty.Start(cmd)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.t.Cleanup(func() { _ = f.Close() })
+	c.t.Cleanup(func() { _ = f.Close(); _ = cmd.Wait() })
 	return &terminal{t: c.t, cmd: cmd, file: f}
 }
 
@@ -689,10 +694,17 @@ func (x *terminal) types(text string) {
 // ends waits for the end of the command.
 func (x *terminal) ends(code int, texts ...string) {
 	x.t.Helper()
-	rest, _ := io.ReadAll(x.file) // which ends with an error when the terminal does
-	x.said += string(rest)
+	x.until("[exit ")
+	x.until("]\r\n")
+	said, end, _ := strings.Cut(x.said, "[exit ")
+	x.said = said
+	x.types("\n")
 	_ = x.cmd.Wait()
-	answer{x.cmd.ProcessState.ExitCode(), x.said, ""}.wants(x.t, code, texts...)
+	got, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(end), "]"))
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	answer{got, said, ""}.wants(x.t, code, texts...)
 }
 
 // testAsks: break asks, and ends nobody but whom it has shown.
