@@ -67,3 +67,20 @@ func holderQuery(key string) string {
 		"UNIX_TIMESTAMP()-p.time FROM (SELECT IS_USED_LOCK(" + userlock.Literal(key) + ") AS id) h" +
 		" LEFT JOIN information_schema.processlist p ON p.id=h.id"
 }
+
+// killQuery ends the session of h, if it still holds the lock.
+func killQuery(h sqllock.Holder) string {
+	return userlock.Kill(h.Session, "IS_USED_LOCK("+userlock.Literal(h.Key)+")="+strconv.FormatInt(h.Session, 10))
+}
+
+// instrumentQuery asks whether the server records locks of metadata, which user-level locks
+// are among.
+const instrumentQuery = "SELECT enabled FROM performance_schema.setup_instruments WHERE name='wait/lock/metadata/sql/mdl'"
+
+// listQuery asks for what has been granted. threads, which shows everybody all, leaves the
+// port out of the host.
+const listQuery = "SELECT l.object_name,COALESCE(t.processlist_id,0),COALESCE(p.user,t.processlist_user,''),COALESCE(p.host,t.processlist_host,'')," +
+	"COALESCE(p.db,t.processlist_db,''),COALESCE(p.command,t.processlist_command,''),UNIX_TIMESTAMP()-COALESCE(p.time,t.processlist_time)" +
+	" FROM performance_schema.metadata_locks l LEFT JOIN performance_schema.threads t ON t.thread_id=l.owner_thread_id" +
+	" LEFT JOIN information_schema.processlist p ON p.id=t.processlist_id" +
+	" WHERE l.object_type='USER LEVEL LOCK' AND l.lock_status='GRANTED'"

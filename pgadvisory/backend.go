@@ -251,20 +251,13 @@ const breakPause = 5 * time.Millisecond
 // which case some of those who share it may have been ended.
 // It waits, as long as ctx allows, for their transactions to be rolled back.
 func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Holder, error) {
-	var ids, left sql.NullString
+	var ids sql.NullString
 	whom, err := holder(ctx, db, key, breakQuery(key), &ids)
 	if pgsession.Code(err) == pgsession.NoPrivilege {
 		return sqllock.Holder{}, errBreak(ctx, b, db, key, err)
 	}
-	for err == nil && ids.String != "" {
-		if err = pgsession.AskOver(ctx, db, stillQuery(key, ids.String), &left); err != nil || left.String == "" {
-			break
-		}
-		select {
-		case <-time.After(breakPause):
-		case <-ctx.Done():
-			return sqllock.Holder{}, fmt.Errorf("%w: %w: session %s", context.Cause(ctx), sqllock.ErrHolderAlive, left.String)
-		}
+	if err == nil {
+		err = b.ended(ctx, db, key, ids.String)
 	}
 	if err != nil {
 		return sqllock.Holder{}, err
@@ -278,6 +271,10 @@ func errBreak(ctx context.Context, b *Backend, db *sql.DB, key string, err error
 	if h, failed := b.Holder(ctx, db, key); failed == nil {
 		of = fmt.Sprintf(" (%d, of %s)", h.Session, h.User)
 	}
+	return errPrivilege(of, err)
+}
+
+func errPrivilege(of string, err error) error {
 	return fmt.Errorf("%w: this role may not end the session of the holder%s; use the holder's role, or GRANT pg_signal_backend to this one "+
 		"(a superuser's session only a superuser can end): %w", sqllock.ErrPermission, of, err)
 }

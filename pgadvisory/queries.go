@@ -66,6 +66,24 @@ func stillQuery(key, ids string) string {
 	return "SELECT coalesce(string_agg(l.pid::text,','),'') FROM pg_locks l WHERE " + pgsession.Here + " AND " + pgsession.IsNumber(pgsession.Number(key)) + " AND l.pid IN (" + ids + ")"
 }
 
+// breakOneQuery ends a session, if it holds the lock.
+func breakOneQuery(key string, pid int64) string {
+	return "SELECT pg_terminate_backend(l.pid) FROM pg_locks l WHERE " + pgsession.Here + " AND " + pgsession.IsNumber(pgsession.Number(key)) +
+		" AND l.pid=" + strconv.FormatInt(pid, 10) + " LIMIT 1"
+}
+
+// listQuery asks for all locks of one number in the database.
+func listQuery(keys []string) string {
+	values := []string{"(NULL::bigint,NULL::text)"}
+	for _, key := range keys {
+		values = append(values, "("+pgsession.Number(key)+","+pgsession.Text(key)+")")
+	}
+	return "SELECT coalesce(n.key,l.number::text),l.pid,coalesce(a.usename,''),coalesce(host(a.client_addr)||':'||a.client_port,''),coalesce(a.datname,'')," +
+		"coalesce(a.state,''),coalesce(a.application_name,''),extract(epoch FROM a.state_change)::bigint" +
+		" FROM (SELECT DISTINCT l.pid,(l.classid::bigint<<32)|l.objid::bigint AS number FROM pg_locks l WHERE " + pgsession.Here + ") l" +
+		" LEFT JOIN pg_stat_activity a ON a.pid=l.pid LEFT JOIN (VALUES " + strings.Join(values, ",") + ") n(number,key) ON n.number=l.number"
+}
+
 // watchQuery answers with the numbers, counted from 0, of the grants that are held. A
 // session is told from a later one of the same id by when it began, where this role may
 // see that, as it may of its own. IS TRUE keeps the server from making a nested loop of

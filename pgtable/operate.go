@@ -93,6 +93,19 @@ const (
 // call it over a pool that has a connection with the lock in it, which might break its
 // own.
 func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Holder, error) {
+	return b.breakUp(ctx, db, key, nil)
+}
+
+// BreakHolder is Break for whom Holder or List has told of, and for nobody else: it
+// returns ErrNotHeld if h.Key is free, or another one's, or the same one's by a later
+// grant. An extension of the TTL changes nothing.
+func (b *Backend) BreakHolder(ctx context.Context, db *sql.DB, h sqllock.Holder) error {
+	_, err := b.breakUp(ctx, db, h.Key, &h)
+	return err
+}
+
+// breakUp is Break for only, if that is not nil.
+func (b *Backend) breakUp(ctx context.Context, db *sql.DB, key string, only *sqllock.Holder) (sqllock.Holder, error) {
 	if db == nil {
 		return sqllock.Holder{}, errors.New("the *sql.DB is nil")
 	}
@@ -101,7 +114,7 @@ func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Ho
 		return sqllock.Holder{}, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is left on it
-	br := breaking{b: b, conn: conn, key: key}
+	br := breaking{b: b, conn: conn, key: key, only: only}
 	if br.whom, err = b.Holder(ctx, conn, key); err != nil {
 		return sqllock.Holder{}, err
 	}
@@ -126,6 +139,7 @@ type breaking struct {
 	b     *Backend
 	conn  *sql.Conn
 	key   string
+	only  *sqllock.Holder // nobody else is to be ended
 	whom  sqllock.Holder
 	ended int64     // the session that has been told to end
 	bare  int64     // who was first seen with the doorbell and no row
@@ -145,6 +159,8 @@ func (br *breaking) step(ctx context.Context) (done bool, err error) {
 	switch r := c.row(); {
 	case br.ended != 0 && pid.Int64 != br.ended && (!r.there || r.session != br.ended):
 		return true, nil
+	case br.spared(&r, pid):
+		return false, fmt.Errorf("%w by session %d any more: it has changed hands", sqllock.ErrNotHeld, br.only.Session)
 	case alive.Bool:
 		return false, br.end(ctx, &r)
 	case r.there:
@@ -159,6 +175,18 @@ func (br *breaking) step(ctx context.Context) (done bool, err error) {
 		return false, br.endBare(ctx, pid.Int64)
 	}
 	return false, nil
+}
+
+// spared reports whether the lock is of another one than the only one that is to be ended.
+// A doorbell without a row has no token.
+func (br *breaking) spared(r *row, pid sql.NullInt64) bool {
+	switch {
+	case br.only == nil || br.ended != 0:
+		return false
+	case r.there:
+		return br.only.Session != r.session || br.only.Token != r.token
+	}
+	return pid.Valid && (br.only.Session != pid.Int64 || br.only.Token != 0)
 }
 
 // remove removes a row that nobody holds, or whose session can't be the one that it names.

@@ -540,7 +540,7 @@ func (a *attempt) takeOver(ctx context.Context, r *row) (more bool, err error) {
 		return false, err
 	}
 	_, undone := a.changed(ctx, a.srv.queries.mark(r, before))
-	return false, errors.Join(errKill("a holder whose time is over", r.session, err), undone)
+	return false, errors.Join(userlock.ErrKill("a holder whose time is over", r.session, err), undone)
 }
 
 // condemned is the mark of a session in lock_acquired: true for PHP, and neither

@@ -53,16 +53,6 @@ func damaged(err error) bool {
 	return false
 }
 
-// errKill says why the session of a holder could not be ended.
-func errKill(who string, session int64, err error) error {
-	if userlock.Number(err) == 1095 { // ER_KILL_DENIED_ERROR
-		return fmt.Errorf("%w: this user may not KILL session %d, of %s, which is another user's; use one database user for all, "+
-			"or GRANT CONNECTION_ADMIN (MySQL, and SYSTEM_USER if the holder has it) or CONNECTION ADMIN (MariaDB): %w",
-			sqllock.ErrPermission, session, who, err)
-	}
-	return fmt.Errorf("KILL of session %d, of %s, failed: %w", session, who, err)
-}
-
 func (b *Backend) errNoTable(what string) error {
 	return fmt.Errorf("%w: %s: run %s, which makes it", sqllock.ErrNoTable, what, b.up())
 }

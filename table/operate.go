@@ -101,6 +101,22 @@ const (
 // concurrent use. Do not call it over a pool that has a connection with the lock in
 // it, which might break its own.
 func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Holder, error) {
+	return b.breakUp(ctx, db, key, nil)
+}
+
+// BreakHolder is Break for whom Holder or List has told of, and for nobody else: it
+// returns ErrNotHeld if h.Key is free, or another one's, or the same one's by a later
+// grant. An extension of the TTL changes nothing.
+func (b *Backend) BreakHolder(ctx context.Context, db *sql.DB, h sqllock.Holder) error {
+	_, err := b.breakUp(ctx, db, h.Key, &h)
+	return err
+}
+
+// breakUp is Break for only, if that is not nil.
+func (b *Backend) breakUp(ctx context.Context, db *sql.DB, key string, only *sqllock.Holder) (sqllock.Holder, error) {
+	if db == nil {
+		return sqllock.Holder{}, errors.New("the *sql.DB is nil")
+	}
 	srv, err := b.shapeOver(ctx, db)
 	if err != nil {
 		return sqllock.Holder{}, err
@@ -110,7 +126,7 @@ func (b *Backend) Break(ctx context.Context, db *sql.DB, key string) (sqllock.Ho
 		return sqllock.Holder{}, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is left on it
-	br := breaking{b: b, srv: srv, key: key}
+	br := breaking{b: b, srv: srv, key: key, only: only}
 	if br.whom, err = b.Holder(ctx, conn, key); err != nil {
 		return sqllock.Holder{}, err
 	}
@@ -139,6 +155,7 @@ type breaking struct {
 	b      *Backend
 	srv    *server
 	key    string
+	only   *sqllock.Holder // nobody else is to be ended
 	whom   sqllock.Holder
 	killed *row      // whose session has been told to end
 	bare   int64     // who was first seen with the doorbell and no row
@@ -156,6 +173,8 @@ func (br *breaking) step(ctx context.Context, s *session.Session) (done bool, er
 	switch live := r.there && r.used.Valid && r.used.Int64 == r.session && r.created >= r.started; {
 	case br.killed != nil && r.bell.Int64 != br.killed.session && (!r.there || r.session != br.killed.session):
 		return true, nil
+	case br.spared(r):
+		return false, fmt.Errorf("%w by session %d any more: it has changed hands", sqllock.ErrNotHeld, br.only.Session)
 	case live:
 		return false, br.kill(ctx, s, r)
 	case r.there:
@@ -170,6 +189,18 @@ func (br *breaking) step(ctx context.Context, s *session.Session) (done bool, er
 		return false, br.kill(ctx, s, &row{name: br.key, session: r.bell.Int64, created: r.started})
 	}
 	return false, nil
+}
+
+// spared reports whether r is of another one than the only one that is to be ended. A
+// doorbell without a row has no token.
+func (br *breaking) spared(r *row) bool {
+	switch {
+	case br.only == nil || br.killed != nil:
+		return false
+	case r.there:
+		return br.only.Session != r.session || br.only.Token != r.token
+	}
+	return r.bell.Valid && (br.only.Session != r.bell.Int64 || br.only.Token != 0)
 }
 
 // remove removes a row that nobody holds, or whose session can't be the one that
@@ -201,7 +232,7 @@ func (br *breaking) kill(ctx context.Context, s *session.Session, r *row) error 
 	case userlock.Number(err) == userlock.UnknownThread:
 		return nil // it has gone, or is known no more while it rolls back
 	}
-	return errKill("the holder", r.session, err)
+	return userlock.ErrKill("the holder", r.session, err)
 }
 
 // named makes r the one that Break tells of, if it was another one at first.

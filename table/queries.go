@@ -111,10 +111,9 @@ func (q queries) mark(r *row, mark int64) string {
 }
 
 // kill ends the session of r, if it still holds the doorbell, and if no session
-// before a restart of the server is meant. KILL takes no placeholder (6413).
+// before a restart of the server is meant.
 func kill(r *row) string {
-	return "KILL CONNECTION IF(" + usedBy(r.literal()) + "=" + num(r.session) + " AND " + num(r.created) + ">=" + started + "," +
-		num(r.session) + ",0)"
+	return userlock.Kill(r.session, usedBy(r.literal())+"="+num(r.session)+" AND "+num(r.created)+">="+started)
 }
 
 // mine is the condition that a row is of grant g, and not condemned.
