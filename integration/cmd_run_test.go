@@ -762,22 +762,22 @@ func runArguments(t *testing.T, r *runner) {
 	}
 }
 
-// A terminal is one that a command is started on, and what it shows.
-type terminal struct {
+// A tty is a terminal that a command is started on, and what it shows.
+type tty struct {
 	*os.File
 	mu   sync.Mutex
 	text []byte
 }
 
 // onTerminal starts a command with a terminal of its own.
-func onTerminal(t *testing.T, p *proc) *terminal {
+func onTerminal(t *testing.T, p *proc) *tty {
 	t.Helper()
 	p.Stdin, p.Stdout, p.Stderr = nil, nil, nil
 	f, err := pty.Start(p.Cmd)
 	if err != nil {
 		t.Fatal(err)
 	}
-	term := &terminal{File: f}
+	term := &tty{File: f}
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
@@ -808,20 +808,20 @@ func onTerminal(t *testing.T, p *proc) *terminal {
 	return term
 }
 
-func (term *terminal) shown() string {
+func (term *tty) shown() string {
 	term.mu.Lock()
 	defer term.mu.Unlock()
 	return string(term.text)
 }
 
-func (term *terminal) types(t *testing.T, text string) {
+func (term *tty) types(t *testing.T, text string) {
 	t.Helper()
 	if _, err := io.WriteString(term, text); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (term *terminal) shows(t *testing.T, text string) {
+func (term *tty) shows(t *testing.T, text string) {
 	t.Helper()
 	soon(t, "the terminal shows "+text, func() bool { return strings.Contains(term.shown(), text) })
 }

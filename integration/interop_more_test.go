@@ -19,7 +19,7 @@ import (
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
-func wantText(t *testing.T, what string, err error, texts ...string) {
+func wantSays(t *testing.T, what string, err error, texts ...string) {
 	t.Helper()
 	for _, text := range texts {
 		if err == nil || !strings.Contains(err.Error(), text) {
@@ -42,7 +42,7 @@ func TestInteropInTransaction(t *testing.T) {
 		}
 		_, err = plain.TryLock(c.Context(), ours, name+"-2")
 		wantErr(c.T, "TryLock in a transaction", err, sqllock.ErrInTransaction)
-		wantText(c.T, "TryLock in a transaction", err, "outside of the transaction", c.name+".WithPool")
+		wantSays(c.T, "TryLock in a transaction", err, "outside of the transaction", c.name+".WithPool")
 		wantErr(c.T, "Extend in a transaction", held.Extend(c.Context(), time.Hour), sqllock.ErrInTransaction)
 		wantErr(c.T, "Check in a transaction", held.Check(c.Context()), sqllock.ErrInTransaction)
 		if err := held.WhileHeld(c.Context(), tx, 0, func() error { return nil }); err != nil {
@@ -50,7 +50,7 @@ func TestInteropInTransaction(t *testing.T) {
 		}
 		err = held.Release(c.Context())
 		wantErr(c.T, "Release in a transaction", err, sqllock.ErrUnknown)
-		wantText(c.T, "Release in a transaction", err, "WithPool", "ends with its TTL")
+		wantSays(c.T, "Release in a transaction", err, "WithPool", "ends with its TTL")
 		_ = tx.Rollback() // its session has been closed
 		granting1(c.T, p, name, 60, false)
 
@@ -123,7 +123,7 @@ func TestInteropDeadSession(t *testing.T) {
 		c.end(ours)
 		err := m.Release(c.Context())
 		wantErr(c.T, "Release", err, sqllock.ErrUnknown)
-		wantText(c.T, "Release", err, "the lock ends with its TTL, in ")
+		wantSays(c.T, "Release", err, "the lock ends with its TTL, in ")
 		granting1(c.T, p, name+"-3", 60, false)
 		release(c.T, granted(c.T, granting(c.T, k, conn(c.T, c.db), name)))
 		wantErr(c.T, "Check, when the TTL is over", l.Check(c.Context()), sqllock.ErrLost)
@@ -144,7 +144,7 @@ func TestInteropNoTable(t *testing.T) {
 		_, list := b.List(c.Context(), c.db)
 		for what, err := range map[string]error{"TryLock": err, "Holder": holder, "List": list} {
 			wantErr(c.T, what, err, sqllock.ErrNoTable)
-			wantText(c.T, what, err, c.table, c.name+".WithTable")
+			wantSays(c.T, what, err, c.table, c.name+".WithTable")
 		}
 		found := createTable.FindStringSubmatch(err.Error())
 		if found == nil {
@@ -162,7 +162,7 @@ func TestInteropNoTable(t *testing.T) {
 		do(c.T, c.db, "CREATE TABLE "+c.table+" (n int)")
 		_, err = k.TryLock(c.Context(), ours, "job")
 		wantErr(c.T, "TryLock on another table", err, sqllock.ErrNoTable)
-		wantText(c.T, "TryLock on another table", err, "CREATE TABLE")
+		wantSays(c.T, "TryLock on another table", err, "CREATE TABLE")
 
 		// And one in which a lock can have two rows.
 		do(c.T, c.db, "DROP TABLE "+c.table)
@@ -170,7 +170,7 @@ func TestInteropNoTable(t *testing.T) {
 		_, err = sqllock.New(c.backend(time.Minute, nil)).TryLock(c.Context(), ours, "job") // one that has not seen the other table
 		wantErr(c.T, "TryLock without a primary key", err, sqllock.ErrNoTable)
 		if !c.pg() {
-			wantText(c.T, "TryLock without a primary key", err, "ADD PRIMARY KEY")
+			wantSays(c.T, "TryLock without a primary key", err, "ADD PRIMARY KEY")
 		}
 	})
 }
@@ -188,7 +188,7 @@ func TestInteropPermission(t *testing.T) {
 		k := sqllock.New(c.backend(time.Minute, nil))
 		_, err := k.TryLock(c.Context(), conn(c.T, reader), "job")
 		wantErr(c.T, "TryLock", err, sqllock.ErrPermission)
-		wantText(c.T, "TryLock", err, "SELECT, INSERT, UPDATE", c.table)
+		wantSays(c.T, "TryLock", err, "SELECT, INSERT, UPDATE", c.table)
 		if c.held() != 0 {
 			c.Error("a row was made")
 		}
@@ -207,7 +207,7 @@ func TestInteropRefused(t *testing.T) {
 			do(t, c.db, "ALTER TABLE "+f.table+" ENGINE=MyISAM")
 			_, err := sqllock.New(f.backend(time.Minute, nil)).TryLock(t.Context(), conn(t, c.db), "job")
 			wantErr(t, "TryLock on MyISAM", err, sqllock.ErrUnsupported)
-			wantText(t, "TryLock on MyISAM", err, "ENGINE=InnoDB")
+			wantSays(t, "TryLock on MyISAM", err, "ENGINE=InnoDB")
 		}
 		c := newInterop(t, s.Kind, interopFormats[1])
 		name := database(t, c.db)
@@ -216,7 +216,7 @@ func TestInteropRefused(t *testing.T) {
 		})
 		_, err := sqllock.New(shedlock.New(time.Minute)).TryLock(t.Context(), conn(t, zoned), "job")
 		wantErr(t, "TryLock in another time zone", err, sqllock.ErrUnsupported)
-		wantText(t, "TryLock in another time zone", err, "time_zone", "DSN")
+		wantSays(t, "TryLock in another time zone", err, "time_zone", "DSN")
 		do(t, c.db, "ALTER TABLE shedlock MODIFY lock_until DATETIME(3) NOT NULL")
 		release(t, acquire(t, sqllock.New(shedlock.New(time.Minute)), conn(t, zoned), "job"))
 	})
@@ -227,7 +227,7 @@ func TestInteropRefused(t *testing.T) {
 		do(t, db, "SET GLOBAL read_only=1")
 		_, err := sqllock.New(symfony.New(time.Minute)).TryLock(t.Context(), conn(t, db), "job")
 		wantErr(t, "TryLock", err, sqllock.ErrUnsupported)
-		wantText(t, "TryLock", err, "read-only", "connect to the primary")
+		wantSays(t, "TryLock", err, "read-only", "connect to the primary")
 		do(t, db, "SET GLOBAL read_only=0")
 	})
 	t.Run("postgres", func(t *testing.T) {
@@ -235,7 +235,7 @@ func TestInteropRefused(t *testing.T) {
 		do(t, c.db, "ALTER TABLE shedlock ALTER lock_until TYPE timestamptz")
 		_, err := sqllock.New(shedlock.New(time.Minute)).TryLock(t.Context(), conn(t, c.db), "job")
 		wantErr(t, "TryLock", err, sqllock.ErrUnsupported)
-		wantText(t, "TryLock", err, "timestamp without time zone")
+		wantSays(t, "TryLock", err, "timestamp without time zone")
 	})
 }
 
@@ -271,7 +271,7 @@ func TestInteropNames(t *testing.T) {
 		reach(c, shedlock.New(time.Minute, shedlock.WithName("job", "tägliche Rechnung")), "job", "tägliche Rechnung")
 		_, err := sqllock.New(shedlock.New(time.Minute, shedlock.WithName("job", long))).TryLock(t.Context(), conn(t, c.db), "job")
 		wantErr(t, "TryLock of a name that is too long", err, sqllock.ErrInvalidName)
-		wantText(t, "TryLock of a name that is too long", err, "column name takes 64")
+		wantSays(t, "TryLock of a name that is too long", err, "column name takes 64")
 		moved2 := shedlock.New(time.Minute, shedlock.WithTable("locks"), shedlock.WithColumns("n", "u", "a", "b"))
 		do(t, c.db, "ALTER TABLE shedlock RENAME TO locks")
 		for _, r := range []string{"name TO n", "lock_until TO u", "locked_at TO a", "locked_by TO b"} {
@@ -424,7 +424,7 @@ func TestInteropSnapshot(t *testing.T) {
 		if c.pg() {
 			want = 1
 			wantErr(c.T, "REPEATABLE READ, extended", err, txguard.ErrRolledBack)
-			wantText(c.T, "REPEATABLE READ, extended", err, "READ COMMITTED")
+			wantSays(c.T, "REPEATABLE READ, extended", err, "READ COMMITTED")
 			err = nil
 		}
 		if err := errors.Join(err, run(sql.TxOptions{Isolation: sql.LevelReadCommitted})); err != nil {
@@ -459,7 +459,7 @@ func TestInteropLockedRow(t *testing.T) {
 		do(t, tx, "UPDATE cache_locks SET owner = owner")
 		err = l.Extend(t.Context(), time.Hour)
 		wantErr(t, "Extend", err, sqllock.ErrUnknown)
-		wantText(t, "Extend", err, "another session has locked the row")
+		wantSays(t, "Extend", err, "another session has locked the row")
 		if c.id(ours) != id || ask[string](t, ours, setting) != before {
 			t.Errorf("the session, or its settings, have changed: %s", ask[string](t, ours, setting))
 		}
