@@ -414,7 +414,7 @@ func TestInteropSnapshot(t *testing.T) {
 		work := func(ctx context.Context, tx *sql.Tx) error {
 			snapshot := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+c.table).Scan(new(int))
 			_, err := tx.ExecContext(ctx, "INSERT INTO work VALUES (1)")
-			if err = errors.Join(snapshot, err); err != nil {
+			if err := errors.Join(snapshot, err); err != nil {
 				return err
 			}
 			return l.Extend(ctx, time.Hour)
