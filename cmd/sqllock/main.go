@@ -16,7 +16,7 @@ import (
 )
 
 func main() {
-	ctx := untilSignal(context.Background(), os.Interrupt, syscall.SIGTERM) //nolint:forbidigo // the first of all
+	ctx := untilSignal(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := app(os.Stdin, os.Stdout, os.Stderr).Run(ctx, os.Args)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = context.Cause(ctx)

@@ -49,7 +49,7 @@ type Server struct {
 func Main(what string, run func(ctx context.Context, s *Server) error) {
 	without := flag.Bool("without", false, "do without "+what+", to see what happens then")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM) //nolint:forbidigo // a program
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := open(ctx, *without, run)
 	stop()
 	if err != nil {
@@ -68,10 +68,10 @@ func open(ctx context.Context, without bool, run func(ctx context.Context, s *Se
 	if s.postgres {
 		driver = "pgx"
 	}
-	if s.DB, err = sql.Open(driver, dsn); err != nil { //nolint:forbidigo // a program
+	if s.DB, err = sql.Open(driver, dsn); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.DB.Close()) }() //nolint:forbidigo // a program
+	defer func() { err = errors.Join(err, s.DB.Close()) }()
 	return run(ctx, s)
 }
 
