@@ -23,13 +23,13 @@ import (
 
 	"github.com/creack/pty"
 	"github.com/go-sql-driver/mysql"
-
-	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 	"github.com/sqllock/go-sqllock/mysqlnamed"
 	"github.com/sqllock/go-sqllock/pgadvisory"
 	"github.com/sqllock/go-sqllock/pgtable"
 	"github.com/sqllock/go-sqllock/sqllock"
 	"github.com/sqllock/go-sqllock/table"
+
+	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
 // A runner runs the command on a database of its own, with the table of leases.
