@@ -579,7 +579,7 @@ func testWait(c *commandOn) {
 		}
 		release(t, l)
 		for range 50 { // at no moment does the one who waits have it
-			release(t, acquire(t, k, other, name+kind))
+			atOnce(t, k, other, name+kind)
 		}
 		_, _ = io.Copy(io.Discard, said)
 		if err := cmd.Wait(); err != nil {
