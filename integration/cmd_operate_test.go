@@ -46,7 +46,7 @@ func sqllockBinary(t *testing.T) string {
 	built.Lock()
 	defer built.Unlock()
 	if built.users == 0 {
-		dir, err := os.MkdirTemp("", "sqllock")
+		dir, err := os.MkdirTemp("", "sqllock") //nolint:usetesting // other tests use it, too
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,7 +61,8 @@ func sqllockBinary(t *testing.T) string {
 	t.Cleanup(func() {
 		built.Lock()
 		defer built.Unlock()
-		if built.users--; built.users == 0 {
+		built.users--
+		if built.users == 0 {
 			_ = os.RemoveAll(built.dir)
 		}
 	})
@@ -335,7 +336,8 @@ func (c *commandOn) weak() string {
 		return role
 	}
 	db := user(c.t, c.server, c.db)
-	return strings.SplitN(ask[string](c.t, db, "SELECT CURRENT_USER()"), "@", 2)[0]
+	name, _, _ := strings.Cut(ask[string](c.t, db, "SELECT CURRENT_USER()"), "@")
+	return name
 }
 
 // waiting begins a wait for a lock of a session, and returns when the server knows of it.
@@ -579,7 +581,7 @@ func testWait(c *commandOn) {
 		}
 		release(t, l)
 		for range 50 { // at no moment does the one who waits have it
-			release(t, acquire(t, k, other, name+kind))
+			atOnce(t, k, other, name+kind)
 		}
 		_, _ = io.Copy(io.Discard, said)
 		if err := cmd.Wait(); err != nil {
@@ -950,8 +952,8 @@ func testDoctor(c *commandOn) {
 	// A user who may not write the table.
 	if !c.isPG() {
 		reader := user(t, c.server, schema(t, c.server), "SELECT") // of another database
-		name := strings.SplitN(ask[string](t, reader, "SELECT CURRENT_USER()"), "@", 2)[0]
-		do(t, c.db, "GRANT SELECT ON "+c.database+".* TO "+name+"@'%'")
+		name, _, _ := strings.Cut(ask[string](t, reader, "SELECT CURRENT_USER()"), "@")
+		do(t, c.db, "GRANT SELECT ON "+c.database+".shared_locks TO "+name+"@'%'")
 		r := parsed[doctorAnswer](t, c.runAs(c.dsn(name), "doctor", "--json"))
 		r.wants(t, nil, "mysqlnamed")
 		if why := r.why("table"); !strings.Contains(why, "it needs SELECT, INSERT, UPDATE and DELETE on table shared_locks") {
@@ -1142,10 +1144,16 @@ func examples(t *testing.T, section string) (all []example) {
 func normal(s string) string {
 	for _, r := range []struct{ re, to string }{
 		{`\x1b\[[0-9;]*[A-Za-z]|\r`, ""},
-		{`process \d+ \S+?([\s)])`, "PROCESS$1"}, {`process \d+`, "PROCESS"}, {`[\w.-]+/\d+ [\w.]+`, "PROCESS"},
-		{`\w+@[\w.]+:\d+`, "USER"}, {`database +\w+`, "DATABASE"}, {`(and ALTER on) \w+`, "$1 DATABASE"},
+		{`process \d+ \S+?([\s)])`, "PROCESS$1"},
+		{`process \d+`, "PROCESS"},
+		{`[\w.-]+/\d+ [\w.]+`, "PROCESS"},
+		{`\w+@[\w.]+:\d+`, "USER"},
+		{`database +\w+`, "DATABASE"},
+		{`(and ALTER on) \w+`, "$1 DATABASE"},
 		{`MySQL \S+ .*`, "SERVER"},
-		{`-?\d[\d.]*(µs|ms|[dhms])[\d.dhms]*`, "SPAN"}, {`\d[\d.]*`, "N"}, {` +`, " "},
+		{`-?\d[\d.]*(µs|ms|[dhms])[\d.dhms]*`, "SPAN"},
+		{`\d[\d.]*`, "N"},
+		{` +`, " "},
 	} {
 		s = regexp.MustCompile(r.re).ReplaceAllString(s, r.to)
 	}
@@ -1193,7 +1201,7 @@ func TestCommandAtNight(t *testing.T) {
 				continue
 			}
 			args := strings.Fields(strings.TrimPrefix(e.line, "sqllock "))
-			got := ""
+			var got string
 			switch {
 			case strings.Contains(e.says, "[y/N] y"):
 				x := c.terminal(args...)

@@ -20,6 +20,16 @@ import (
 	"github.com/sqllock/go-sqllock/integration/internal/testdb"
 )
 
+// atOnce acquires and releases what has to be free now.
+func atOnce(t *testing.T, k *sqllock.Locker, c *sql.Conn, name string) {
+	t.Helper()
+	l, err := k.TryLock(t.Context(), c, name)
+	if err != nil {
+		t.Fatalf("TryLock: %v", err)
+	}
+	release(t, l)
+}
+
 // TestBreakNamed: when it returns, the holder's work is undone and its lock free.
 func TestBreakNamed(t *testing.T) {
 	t.Parallel()
@@ -41,9 +51,9 @@ func TestBreakNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer tx.Rollback() //nolint:errcheck // its session is gone
-		for i := range 50 {
-			do(t, tx, fmt.Sprintf("INSERT INTO work VALUES (%d)", i))
-		}
+		other := conn(t, db)
+		// What takes long enough to roll back to be noticed.
+		do(t, tx, "INSERT INTO work WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i+1 FROM n WHERE i<900) SELECT a.i*1000+b.i FROM n a,n b WHERE b.i<20")
 		_, err = k.Break(t.Context(), weak, name)
 		wantErr(t, "Break without the privilege", err, sqllock.ErrPermission)
 		for _, text := range []string{"CONNECTION_ADMIN", fmt.Sprint(l.Grant().Session)} {
@@ -55,9 +65,7 @@ func TestBreakNamed(t *testing.T) {
 		if err != nil || h.Session != l.Grant().Session || h.User == "" {
 			t.Fatalf("Break: %+v, %v; want session %d", h, err, l.Grant().Session)
 		}
-		do(t, db, "SET innodb_lock_wait_timeout=1")
-		other := conn(t, db)
-		release(t, acquire(t, k, other, name))
+		atOnce(t, k, other, name)
 		do(t, other, "INSERT INTO work VALUES (0)") // it would wait for a row that is not decided
 		wantErr(t, "the holder", l.Check(t.Context()), sqllock.ErrLost)
 		wantErr(t, "the other lock of its session", second.Check(t.Context()), sqllock.ErrLost)
@@ -284,6 +292,16 @@ func TestPGList(t *testing.T) {
 	slices.Sort(got)
 	if want := []string{"-5 two", `it's a \job one`, "readers one", "readers two"}; !slices.Equal(got, want) {
 		t.Errorf("List: got %q, want %q", got, want)
+	}
+	// When it returns, the lock is free.
+	other := conn(t, db)
+	for range 20 {
+		c := conn(t, db)
+		acquire(t, k, c, "job")
+		if err := b.BreakHolder(t.Context(), db, sqllock.Holder{Key: "job", Session: pgPID(t, c)}); err != nil {
+			t.Fatal(err)
+		}
+		atOnce(t, k, other, "job")
 	}
 	// One of those who share it, and no other.
 	h := sqllock.Holder{Key: "readers", Session: pgPID(t, one)}

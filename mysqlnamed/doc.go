@@ -18,6 +18,7 @@
 //	         user variable @go_sqllock to what is out of range unless that is so
 //	watch    SELECT IS_USED_LOCK(n1) = id1, IS_USED_LOCK(n2) = id2, … of a hundred grants
 //	group    SELECT IF(try n1 = 1, IF(group of the others = 1, 1, IF(RELEASE_LOCK(n1) = 1, 0, NULL)), 0), …
+//	break    KILL CONNECTION IF(IS_USED_LOCK(n) = id, id, 0), then IS_USED_LOCK(n) until it is another one
 //
 // Acquire is a try. The server evaluates one branch of the IF only, so -1 means
 // that the session had the lock already and that no second reference was taken
