@@ -1120,7 +1120,7 @@ type example struct{ line, says string }
 // examples are those of a section of the documentation.
 func examples(t *testing.T, section string) (all []example) {
 	t.Helper()
-	page, err := os.ReadFile("../docs/command-operator.md")
+	page, err := os.ReadFile("../docs/command.md")
 	if err != nil {
 		t.Fatal(err)
 	}

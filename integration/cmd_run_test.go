@@ -42,18 +42,6 @@ type runner struct {
 	sessions, leases *sqllock.Locker
 }
 
-// runBinary builds the command.
-func runBinary(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./cmd/sqllock")
-	build.Dir = ".."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return filepath.Join(dir, "sqllock")
-}
-
 // runPassword is of the characters that cause trouble.
 const runPassword = "p@ss:w/o?r#d%41&=()"
 
@@ -114,11 +102,11 @@ func runOnPG(t *testing.T, binary string) *runner {
 }
 
 func TestCommandRun(t *testing.T) {
-	binary := runBinary(t)
+	binary := sqllockBinary(t)
 	onEach(t, func(t *testing.T, s *testdb.Server) { runOnMySQL(t, binary, s).all(t) })
 }
 
-func TestPGCommandRun(t *testing.T) { runOnPG(t, runBinary(t)).all(t) }
+func TestPGCommandRun(t *testing.T) { runOnPG(t, sqllockBinary(t)).all(t) }
 
 // all runs the tests beside each other: most of their time they wait.
 func (r *runner) all(t *testing.T) {
