@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/DATA-DOG/go-sqlmock"
+	"github.com/go-sql-driver/mysql"
 	"github.com/urfave/cli/v3"
 
 	"github.com/sqllock/go-sqllock/sqllock"
@@ -274,5 +276,25 @@ func TestCommandLine(t *testing.T) {
 	}
 	if err := errors.New("any"); !errors.Is(advise(err), err) || advise(err).Error() != "any" {
 		t.Errorf("advice on any error: %v", advise(err))
+	}
+}
+
+// TestWatchInterrupted: Ctrl-C while the server is being asked is the end, and no error.
+func TestWatchInterrupted(t *testing.T) {
+	db, mock, err := sqlmock.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mock.ExpectClose()
+	defer db.Close() //nolint:errcheck // it is none
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s := &server{target: &target{mysql: mysql.NewConfig()}, db: db}
+	cmd := &cli.Command{
+		Name: "x", Flags: listCommand().Flags, Writer: io.Discard,
+		Action: func(ctx context.Context, cmd *cli.Command) error { return s.watch(ctx, cmd, nil) },
+	}
+	if err := cmd.Run(ctx, []string{"x"}); err != nil {
+		t.Errorf("list --watch after Ctrl-C: %v", err)
 	}
 }
