@@ -101,7 +101,7 @@ func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Reque
 	for {
 		err := pgsession.Use(conn, func(s *pgsession.Session) error { return a.step(ctx, s) })
 		switch {
-		case errors.Is(err, errNoSpare) && ctx.Err() != nil && !errors.Is(err, sqllock.ErrSessionGone):
+		case errors.Is(err, session.ErrNoSpare) && ctx.Err() != nil && !errors.Is(err, sqllock.ErrSessionGone):
 			return sqllock.Grant{}, a.busy() // the wait has ended
 		case err != nil:
 			return sqllock.Grant{}, err
@@ -518,7 +518,7 @@ func (b *Backend) TimeLeft(ctx context.Context, q sqllock.Querier, g sqllock.Gra
 	}
 	rest := length(left.Int64, time.Microsecond)
 	switch {
-	case errors.Is(err, errNoSpare) && !spared:
+	case errors.Is(err, session.ErrNoSpare) && !spared:
 		return atLeast, nil
 	case errors.Is(err, sql.ErrNoRows):
 		return 0, lost(whyGone)
@@ -566,11 +566,11 @@ func (b *Backend) Extend(ctx context.Context, conn *sql.Conn, g sqllock.Grant, t
 			return s.Apart(b.queries.extend(g, n, there), &one)
 		}
 	}
-	err = errNoSpare
+	err = session.ErrNoSpare
 	if b.pool != nil {
 		err = b.withPool(ctx, spareTime, extend(false))
 	}
-	if errors.Is(err, errNoSpare) && ctx.Err() == nil {
+	if errors.Is(err, session.ErrNoSpare) && ctx.Err() == nil {
 		err = gone(pgsession.Use(conn, extend(true)))
 	}
 	if errors.Is(err, sql.ErrNoRows) {

@@ -119,14 +119,11 @@ const (
 	spareTime = 250 * time.Millisecond
 )
 
-// errNoSpare is that the pool has no connection to spare.
-var errNoSpare = errors.New("the pool of pgtable.WithPool had no connection to spare")
-
 // withPool runs f on a session of the pool. What becomes of that session says nothing
 // about the session of the lock, so neither does the error.
 func (b *Backend) withPool(ctx context.Context, patience time.Duration, f func(*pgsession.Session) error) error {
 	for try := 1; ; try++ {
-		conn, err := b.spare(ctx, patience)
+		conn, err := session.Spare(ctx, "pgtable", b.pool, patience)
 		if err != nil {
 			return err
 		}
@@ -152,22 +149,6 @@ func use(conn *sql.Conn, f func(*pgsession.Session) error) error {
 	}
 	_ = conn.Close() // one that was closed says so
 	return err
-}
-
-func (b *Backend) spare(ctx context.Context, patience time.Duration) (*sql.Conn, error) {
-	wait, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	conn, err := b.pool.Conn(wait)
-	switch {
-	case err == nil:
-		return conn, nil
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%w: %w", errNoSpare, err)
-	case wait.Err() != nil:
-		return nil, fmt.Errorf("%w for %v: %d of %d (MaxOpenConns) were in use",
-			errNoSpare, patience, b.pool.Stats().InUse, b.pool.Stats().MaxOpenConnections)
-	}
-	return nil, fmt.Errorf("no connection from the pool of pgtable.WithPool: %w", err)
 }
 
 func (b *Backend) ask(ctx context.Context, q sqllock.Querier, query string, dest ...sql.Scanner) error {

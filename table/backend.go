@@ -793,12 +793,12 @@ func (b *Backend) Extend(ctx context.Context, conn *sql.Conn, g sqllock.Grant, t
 	query := srv.queries.extend(g, s)
 	var start time.Time
 	var res result
-	err = errNoSpare
+	err = session.ErrNoSpare
 	if b.pool != nil {
 		start = time.Now()
 		res, err = b.overPool(ctx, spareTime, query)
 	}
-	if errors.Is(err, errNoSpare) && ctx.Err() == nil {
+	if errors.Is(err, session.ErrNoSpare) && ctx.Err() == nil {
 		err = session.Use(conn, func(s *session.Session) (err error) {
 			start = time.Now()
 			res, err = b.extend(ctx, s, srv, query)

@@ -102,9 +102,6 @@ const (
 	spareTime = 250 * time.Millisecond
 )
 
-// errNoSpare is that the pool has no connection to spare.
-var errNoSpare = errors.New("the pool of table.WithPool had no connection to spare")
-
 // overPool changes rows on another session than that of the lock.
 func (b *Backend) overPool(ctx context.Context, patience time.Duration, query string) (res result, err error) {
 	err = b.withPool(ctx, patience, func(s *session.Session) (err error) {
@@ -118,7 +115,7 @@ func (b *Backend) overPool(ctx context.Context, patience time.Duration, query st
 // nothing about the session of the lock, so neither does the error.
 func (b *Backend) withPool(ctx context.Context, patience time.Duration, f func(*session.Session) error) error {
 	for try := 1; ; try++ {
-		conn, err := b.spare(ctx, patience)
+		conn, err := session.Spare(ctx, "table", b.pool, patience)
 		if err != nil {
 			return err
 		}
@@ -140,22 +137,6 @@ func (b *Backend) withPool(ctx context.Context, patience time.Duration, f func(*
 	}
 }
 
-func (b *Backend) spare(ctx context.Context, patience time.Duration) (*sql.Conn, error) {
-	wait, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	conn, err := b.pool.Conn(wait)
-	switch {
-	case err == nil:
-		return conn, nil
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%w: %w", errNoSpare, err)
-	case wait.Err() != nil:
-		return nil, fmt.Errorf("%w for %v: %d of %d (MaxOpenConns) were in use",
-			errNoSpare, patience, b.pool.Stats().InUse, b.pool.Stats().MaxOpenConnections)
-	}
-	return nil, fmt.Errorf("no connection from the pool of table.WithPool: %w", err)
-}
-
 // repair repairs the table, once for all that find it damaged at a time.
 func (b *Backend) repair(ctx context.Context, req sqllock.Request, cause error) error {
 	quoted, _, _ := quote(b.name)
@@ -163,7 +144,7 @@ func (b *Backend) repair(ctx context.Context, req sqllock.Request, cause error) 
 		return fmt.Errorf("the lock table is damaged: run REPAIR TABLE %s, or give the backend a pool "+
 			"(table.WithPool), over which it does: %w", b.name, cause)
 	}
-	conn, err := b.spare(ctx, poolTime)
+	conn, err := session.Spare(ctx, "table", b.pool, poolTime)
 	if err != nil {
 		return fmt.Errorf("the lock table is damaged, and it can't be repaired: %w: %w", err, cause)
 	}

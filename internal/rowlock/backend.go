@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sqllock/go-sqllock/internal/session"
 	"github.com/sqllock/go-sqllock/internal/userlock"
 	"github.com/sqllock/go-sqllock/sqllock"
 )
@@ -113,7 +114,7 @@ func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Reque
 	for {
 		err := b.apart(ctx, conn, func(dc any) { a.dc = dc }, func(o *on) error { return a.step(ctx, o) })
 		switch {
-		case errors.Is(err, errNoSpare) && ctx.Err() != nil:
+		case errors.Is(err, session.ErrNoSpare) && ctx.Err() != nil:
 			return sqllock.Grant{}, sqllock.ErrBusy // the wait has ended
 		case err != nil:
 			return sqllock.Grant{}, a.undone(ctx, err)
@@ -357,11 +358,11 @@ func (b *Backend) Extend(ctx context.Context, conn *sql.Conn, g sqllock.Grant, t
 		now, err = o.look(ctx, p.id, o.q.extend(p.id, p.token, n))
 		return err
 	}
-	err = errNoSpare
+	err = session.ErrNoSpare
 	if b.pool != nil {
 		err = b.withPool(ctx, spareTime, extend)
 	}
-	if errors.Is(err, errNoSpare) && ctx.Err() == nil {
+	if errors.Is(err, session.ErrNoSpare) && ctx.Err() == nil {
 		err = b.alone(ctx, conn, extend)
 	}
 	switch {

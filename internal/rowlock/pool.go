@@ -20,9 +20,6 @@ const (
 	spareTime = 250 * time.Millisecond
 )
 
-// errNoSpare is that the pool has no connection to spare.
-var errNoSpare = errors.New("the pool of WithPool had no connection to spare")
-
 // alone runs f on the session under conn, outside of transactions.
 func (b *Backend) alone(ctx context.Context, conn *sql.Conn, f func(*on) error) error {
 	return b.use(conn, func(o *on) error {
@@ -90,7 +87,7 @@ func (b *Backend) over(ctx context.Context, q sqllock.Querier, f func(*on) error
 // the session of the lock, so neither does the error.
 func (b *Backend) withPool(ctx context.Context, patience time.Duration, f func(*on) error) error {
 	for try := 1; ; try++ {
-		conn, err := b.spare(ctx, patience)
+		conn, err := session.Spare(ctx, b.format.Package, b.pool, patience)
 		if err != nil {
 			return err
 		}
@@ -116,22 +113,6 @@ func (b *Backend) once(conn *sql.Conn, f func(*on) error) error {
 	}
 	_ = conn.Close() // one that was closed says so
 	return err
-}
-
-func (b *Backend) spare(ctx context.Context, patience time.Duration) (*sql.Conn, error) {
-	wait, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	conn, err := b.pool.Conn(wait)
-	switch {
-	case err == nil:
-		return conn, nil
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%w: %w", errNoSpare, err)
-	case wait.Err() != nil:
-		return nil, fmt.Errorf("%w for %v: %d of %d (MaxOpenConns) were in use",
-			errNoSpare, patience, b.pool.Stats().InUse, b.pool.Stats().MaxOpenConnections)
-	}
-	return nil, fmt.Errorf("no connection from the pool of %s.WithPool: %w", b.format.Package, err)
 }
 
 // queriesOf are those for the server of q, which a *sql.Tx does not tell without being asked.
