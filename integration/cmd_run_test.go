@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -464,6 +465,9 @@ func runSignals(t *testing.T, r *runner) {
 	for name := range signals {
 		script += fmt.Sprintf("trap '%s' %s; ", got.add(name), name)
 	}
+	heard := make(chan os.Signal, 1) // or these tests may have been told to ignore them, as by nohup, and sqllock with them
+	signal.Notify(heard, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
+	defer signal.Stop(heard)
 	p := r.start(t, "signals", "--", "sh", "-c", script+got.add("up")+"while :; do sleep 0.02; done")
 	soon(t, "the command", got.has("up"))
 	for name, s := range signals {

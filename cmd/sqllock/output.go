@@ -233,7 +233,7 @@ func confirm(ctx context.Context, cmd *cli.Command, question string) error {
 		return &exitError{exitNo, errors.New("nothing was done")}
 	case <-ctx.Done():
 		fmt.Fprintln(cmd.Root().Writer)
-		return fmt.Errorf("nothing was done: %w", ctx.Err())
+		return fmt.Errorf("nothing was done: %w", context.Cause(ctx))
 	}
 }
 
