@@ -431,6 +431,8 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 	kill := time.NewTimer(math.MaxInt64)
 	defer kill.Stop()
 	var last time.Time // when it is killed
+	// gone asks before a command that was stopped goes on: then Done is closed, too.
+	gone := func() bool { return errors.Is(lock.Check(ctx), sqllock.ErrLost) }
 	stop := func(err error) {
 		if why == nil {
 			why, last = err, time.Now().Add(j.graceLeft(lock))
@@ -441,7 +443,7 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 	for {
 		select {
 		case s := <-signals:
-			if why == nil { // it is being stopped already
+			if why == nil && !(continues(s) && gone()) { // it is being stopped already, or about to be
 				c.pass(s)
 			}
 		case <-lost:
@@ -461,10 +463,9 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 			if !c.suspend(sig) {
 				continue
 			}
-			if err := lock.Check(ctx); errors.Is(err, sqllock.ErrLost) {
-				continue // lost is closed
+			if !gone() {
+				c.resume()
 			}
-			c.resume()
 		case code := <-c.ended:
 			if why == nil && c.signaled {
 				last = time.Now().Add(j.graceLeft(lock))

@@ -13,6 +13,8 @@ func endingSignals() []os.Signal { return []os.Signal{os.Interrupt} }
 // passedSignals are none: what comes from the console comes to the command as well.
 func passedSignals() []os.Signal { return nil }
 
+func continues(os.Signal) bool { return false }
+
 func signalNumber(os.Signal) int { return 2 }
 
 func signalName(s os.Signal) string { return s.String() }

@@ -23,6 +23,9 @@ func passedSignals() []os.Signal {
 	return []os.Signal{syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGTSTP, syscall.SIGCONT}
 }
 
+// continues reports whether a signal has a command that was stopped go on.
+func continues(s os.Signal) bool { return s == syscall.SIGCONT }
+
 func signalNumber(s os.Signal) int {
 	n, _ := s.(syscall.Signal)
 	return int(n)
