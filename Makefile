@@ -12,9 +12,9 @@ RACE = CGO_ENABLED=1 $(GO) test -race -count=1 $(TESTFLAGS)
 # under the race detector, and starts thirty processes.
 INPROCESS = ./cmd/demo ./internal/inprocess
 
-# What runs on PostgreSQL alone. Much of it waits, as the rest does, so the two halves
-# run beside each other.
-POSTGRES = PG|Postgres|Bouncer
+# What runs on PostgreSQL alone, and what is built on the library. Much of it waits, as
+# the rest does, so the two halves run beside each other.
+BESIDE = PG|Postgres|Bouncer|Browser|Command|Examples|Gocron|Goose|Interop|Operations|OTel
 
 # Adapters that are modules of their own, which keeps what they need out of the root's.
 ADAPTERS = adapter/gocronlock adapter/otellock
@@ -36,10 +36,10 @@ demo: ## the invoice job on five web servers, with the lock and without (DSN=…
 test: cc servers browser ## all tests, with -race, on MariaDB, MySQL and PostgreSQL
 	$(RACE) ./...
 	for module in $(ADAPTERS); do (cd $$module && $(RACE) ./...) || exit; done
-	@echo 'cd integration && $(RACE) …: the tests on PostgreSQL beside the others'
-	@cd integration && $(RACE) -timeout 20m -run '$(POSTGRES)' . & postgres=$$!; \
-	cd integration && $(RACE) -timeout 20m -skip '$(POSTGRES)' $$($(GO) list ./... | grep -v -e /cmd/demo -e /internal/inprocess); others=$$?; \
-	wait $$postgres && [ $$others = 0 ]
+	@echo 'cd integration && $(RACE) …, in two halves'
+	@cd integration && $(RACE) -timeout 20m -run '$(BESIDE)' . & beside=$$!; \
+	cd integration && $(RACE) -timeout 20m -skip '$(BESIDE)' $$($(GO) list ./... | grep -v -e /cmd/demo -e /internal/inprocess); others=$$?; \
+	wait $$beside && [ $$others = 0 ]
 	cd integration && CGO_ENABLED=0 $(GO) test -count=1 $(TESTFLAGS) $(INPROCESS)
 	@[ -z "$(SKIP_SERVERS)" ] || echo "test: NOT tested, as SKIP_SERVERS says: $(SKIP_SERVERS)"
 
