@@ -168,29 +168,30 @@ func TestPGBreakHolderOfALease(t *testing.T) {
 func testBreakHolderOfALease(t *testing.T, b operated) {
 	k := sqllock.New(b.Breaker)
 	c := conn(t, b.db)
+	name := lockName("job") // the doorbell is one of the whole server
 	see := func() sqllock.Holder {
 		t.Helper()
-		h, err := k.Holder(t.Context(), b.db, "job")
+		h, err := k.Holder(t.Context(), b.db, name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return h
 	}
-	l := acquire(t, k, c, "job")
+	l := acquire(t, k, c, name)
 	seen := see()
 	release(t, l)
-	l = acquire(t, k, c, "job")
+	l = acquire(t, k, c, name)
 	wantErr(t, "BreakHolder of an earlier grant", b.breakHolder(t.Context(), b.db, seen), sqllock.ErrNotHeld)
 	if err := l.Check(t.Context()); err != nil {
 		t.Errorf("the later grant: %v", err)
 	}
 	h := see()
-	if _, err := b.Break(t.Context(), b.db, "job"); err != nil {
+	if _, err := b.Break(t.Context(), b.db, name); err != nil {
 		t.Fatal(err)
 	}
 	wantErr(t, "BreakHolder of what was broken", b.breakHolder(t.Context(), b.db, h), sqllock.ErrNotHeld)
 
-	do(t, b.db, fmt.Sprintf("INSERT INTO shared_locks (name,connection_id,created,ttl,lock_acquired,token,holder) VALUES ('job',%d,1,1,1,7,'a')", 999999))
+	do(t, b.db, fmt.Sprintf("INSERT INTO shared_locks (name,connection_id,created,ttl,lock_acquired,token,holder) VALUES ('%s',%d,1,1,1,7,'a')", name, 999999))
 	dead := see()
 	if dead.Alive {
 		t.Fatalf("nobody is alive: %+v", dead)
@@ -201,7 +202,7 @@ func testBreakHolderOfALease(t *testing.T, b operated) {
 	if err := b.breakHolder(t.Context(), b.db, dead); err != nil {
 		t.Errorf("BreakHolder of the dead: %v", err)
 	}
-	_, err := k.Holder(t.Context(), b.db, "job")
+	_, err := k.Holder(t.Context(), b.db, name)
 	wantErr(t, "Holder after that", err, sqllock.ErrNotHeld)
 }
 

@@ -128,7 +128,7 @@ func TestPlotWaiters(t *testing.T) {
 	t.Setenv("SKIP_SERVERS", string(testdb.MySQL))
 	file := filepath.Join(t.TempDir(), "waiters.svg")
 	var out bytes.Buffer
-	if err := plotWaiters(t.Context(), sweep{waiters: []int{1, 8}, window: 40 * time.Millisecond, rounds: 1}, file, &out); err != nil {
+	if err := plotWaiters(t.Context(), sweep{waiters: []int{1, 8}, window: 250 * time.Millisecond, rounds: 1}, file, &out); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(out.String(), "fails") {
