@@ -112,6 +112,36 @@ func runExamples(t *testing.T, newStage func(t *testing.T) *stage) {
 			})
 		}
 	}
+	t.Run("on an empty database", func(t *testing.T) {
+		t.Parallel()
+		playEmpty(newStage(t))
+	})
+}
+
+// playEmpty: who starts an example on an empty database sees it at work.
+func playEmpty(st *stage) {
+	for _, example := range []struct {
+		name string
+		says []string
+	}{
+		{"cron", []string{"3 invoices to make", "done"}},
+		{"partitions", []string{"part 1: 2 orders", "part 2: 2 orders", "part 3: 2 orders"}},
+		{"longjob", []string{"page 1", "page 2", "page 3", "page 4"}},
+		{"transfer", []string{"balances [1000 1000] sum 2000"}},
+		{"unknown", []string{"charged"}},
+	} {
+		p := st.start(example.name, false, "-pause=1ms")
+		for _, line := range example.says {
+			p.says(line)
+		}
+		p.ends(0)
+	}
+	st.do("UPDATE charges SET id = 8")
+	p := st.start("unknown", false)
+	if line := p.says("charged", "not charged: "); !strings.Contains(line, "0 accounts with id 7") {
+		st.Errorf("there is no account 7, and the program said %q", line)
+	}
+	p.ends(1)
 }
 
 // playCron: three hosts start the job. The one that works is kept at it until the others

@@ -41,7 +41,7 @@
 // A Locker takes a connection for each lock and for each wait. A Pool does not:
 //
 //	goroutines          queue for a key, first come, first served; one has the turn
-//	the one with the turn   tries on a shared session; if another process has the lock, an
+//	who has the turn    tries on a shared session; if another process has the lock, an
 //	                    attempt waits for it on the server, in a goroutine and on a session
 //	                    of its own, and stays with the queue when its caller gives up
 //	release             hands the lock to the next in the queue, on the same session: without

@@ -30,6 +30,11 @@ complete -o bashdefault -o default -F _sqllock sqllock
 func configureCompletion(c *cli.Command) {
 	c.Hidden, c.Category = false, setup
 	c.Usage = "print a script for the completion of bash, zsh, fish or pwsh"
+	c.Description = "The script goes to standard output, for the start of a shell:\n\n" +
+		" bash  source <(sqllock completion bash)\n" +
+		" zsh   source <(sqllock completion zsh)\n" +
+		" fish  sqllock completion fish >~/.config/fish/completions/sqllock.fish\n" +
+		" pwsh  sqllock completion pwsh >sqllock.ps1, which the profile then runs"
 	c.OnUsageError = onUsageError
 	for _, shell := range c.Commands {
 		shell.OnUsageError = onUsageError

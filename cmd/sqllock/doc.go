@@ -32,9 +32,9 @@
 //   - A signal comes before the command is started: we exit, and what has been acquired at
 //     that moment is released.
 //   - The lock is lost (KILL, restart of the server, network): the group gets SIGTERM, and
-//     SIGKILL after --grace. We exit with [exitLost]. So we do when the loss is found by the
+//     SIGKILL after --grace. We exit with 79. So we do when the loss is found by the
 //     release, after the command has ended.
-//   - The lease comes to its end: SIGKILL goes out [lastMoment] before it, by the local
+//   - The lease comes to its end: SIGKILL goes out a second before it, by the local
 //     clock, which counts from before the grant was asked for, and SIGTERM --grace before
 //     that; so the command is dead when another one is granted the lock.
 //   - We are stopped (SIGSTOP) for longer than that: then the command was not, and runs
@@ -51,6 +51,9 @@
 //
 // # Exit codes
 //
-// Those of sysexits(3) where they have one; sqllock run hands on that of the command, or
-// 128 and the number of the signal that ended it.
+// sqllock run hands on that of the command, or 128 and the number of the signal that ended
+// it. Its own are those of sysexits(3) where they have one: 64 the command line is wrong, 69
+// the server can't be reached or refuses, 75 another one holds the lock; 79 the lock was
+// lost. The other commands have 1 for a no, such as: nobody holds it. docs/command.md has
+// all of them.
 package main

@@ -208,4 +208,7 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("completion %s: %d %s%s", shell, code, out, errs)
 		}
 	}
+	if out, _, _ := call(t, "help", "completion"); !strings.Contains(out, "\n    bash  source <(sqllock completion bash)\n") {
+		t.Errorf("the help of completion has no line to copy:\n%s", out)
+	}
 }

@@ -1,7 +1,7 @@
 // Cron is a job that cron starts on every host at the same moment, and that one of them
 // is to do. Start it on several:
 //
-//	DSN=… go run ./examples/cron
+//	DSN=… go run ./examples/cron -pause 1s
 //
 // The one that gets the lock works, the others say so and leave. If it is killed, its lock
 // is free, and the next start goes on where it had stopped. With -without every host does
@@ -22,7 +22,11 @@ func main() {
 }
 
 func run(ctx context.Context, s *server.Server) error {
-	err := s.Prepare(ctx, "CREATE TABLE IF NOT EXISTS customers (id bigint PRIMARY KEY, invoiced bigint NOT NULL, invoices bigint NOT NULL)")
+	err := s.Prepare(ctx, server.Table{
+		Name:    "customers",
+		Columns: "id bigint PRIMARY KEY, invoiced bigint NOT NULL, invoices bigint NOT NULL",
+		Rows:    "(1,0,0),(2,0,0),(3,0,0)",
+	})
 	if err != nil {
 		return err
 	}
@@ -50,6 +54,9 @@ func makeInvoices(ctx context.Context, s *server.Server) error {
 	}
 	fmt.Println(len(customers), "invoices to make")
 	for _, id := range customers {
+		if err := s.Work(ctx); err != nil {
+			return err
+		}
 		_, err := s.DB.ExecContext(ctx, s.SQL("UPDATE customers SET invoiced = ?, invoices = invoices + 1 WHERE id = ?"), month, id)
 		if err != nil {
 			return err

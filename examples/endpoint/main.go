@@ -1,8 +1,8 @@
 // Endpoint is a web server with an operation that runs once at a time in the whole fleet:
 // who asks for it meanwhile, on whichever host, gets 409 Conflict and Retry-After.
 //
-//	DSN=… go run ./examples/endpoint -listen :8080
-//	DSN=… go run ./examples/endpoint -listen :8081
+//	DSN=… go run ./examples/endpoint -listen :8080 -pause 5s
+//	DSN=… go run ./examples/endpoint -listen :8081 -pause 5s
 //	curl -i -X POST localhost:8080/rebuild
 //
 // With -without two requests at a time do it twice.
@@ -28,11 +28,14 @@ func main() {
 }
 
 func run(ctx context.Context, s *server.Server, listen string) error {
-	if err := s.Prepare(ctx, "CREATE TABLE IF NOT EXISTS search (id bigint PRIMARY KEY, builds bigint NOT NULL)"); err != nil {
+	if err := s.Prepare(ctx, server.Table{Name: "search", Columns: "id bigint PRIMARY KEY, builds bigint NOT NULL", Rows: "(1,0)"}); err != nil {
 		return err
 	}
 	rebuild := func(ctx context.Context) error {
 		log.Print("rebuilding")
+		if err := s.Work(ctx); err != nil {
+			return err
+		}
 		_, err := s.DB.ExecContext(ctx, "UPDATE search SET builds = builds + 1 WHERE id = 1")
 		return err
 	}

@@ -34,7 +34,7 @@ func run(ctx context.Context, s *server.Server, ttl time.Duration) error {
 		return nil
 	}
 	locker := sqllock.New(s.Leases(ttl), sqllock.WithNamespace("scheduler"))
-	lead := func(ctx context.Context, lock *sqllock.Lock) error { return lead(ctx, lock, ttl) }
+	lead := func(ctx context.Context, lock *sqllock.Lock) error { return lead(ctx, s, lock, ttl) }
 	for {
 		ran, err := locker.TryDo(ctx, s.DB, "leader", lead)
 		if err == nil && !ran {
@@ -55,7 +55,7 @@ func run(ctx context.Context, s *server.Server, ttl time.Duration) error {
 }
 
 // lead does the steps of the leader until ctx ends: with the process, or with the lock.
-func lead(ctx context.Context, lock *sqllock.Lock, ttl time.Duration) error {
+func lead(ctx context.Context, s *server.Server, lock *sqllock.Lock, ttl time.Duration) error {
 	fmt.Println("leading")
 	steps := time.NewTicker(ttl / 4)
 	defer steps.Stop()
@@ -65,6 +65,9 @@ func lead(ctx context.Context, lock *sqllock.Lock, ttl time.Duration) error {
 		}
 		// Here goes what only the leader does. It has to stop when ctx ends. What it sends
 		// to others can carry lock.Token(), so that they can refuse a leader of before.
+		if err := s.Work(ctx); err != nil {
+			return err
+		}
 		select {
 		case <-ctx.Done():
 			return nil

@@ -1,7 +1,7 @@
 // Longjob works for hours, and must not keep the others from it when it hangs: its lock is
 // a lease, and each page of work is a heartbeat.
 //
-//	DSN=… go run ./examples/longjob -ttl 30s
+//	DSN=… go run ./examples/longjob -ttl 30s -pause 10s
 //
 // Start it twice: the second one waits. Stop the first with SIGSTOP: when the TTL is over
 // the second one ends its session, and goes on. The first finds out when it wakes up, and
@@ -27,14 +27,15 @@ func main() {
 }
 
 func run(ctx context.Context, s *server.Server, ttl time.Duration) error {
-	if err := s.Prepare(ctx, "CREATE TABLE IF NOT EXISTS pages (id bigint PRIMARY KEY, exported bigint NOT NULL)"); err != nil {
+	err := s.Prepare(ctx, server.Table{Name: "pages", Columns: "id bigint PRIMARY KEY, exported bigint NOT NULL", Rows: "(1,0),(2,0),(3,0),(4,0)"})
+	if err != nil {
 		return err
 	}
 	if s.Without {
 		return withoutLock(ctx, s)
 	}
 	locker := sqllock.New(s.Leases(ttl), sqllock.WithNamespace("shop"))
-	err := locker.Do(ctx, s.DB, "export", func(ctx context.Context, lock *sqllock.Lock) error {
+	err = locker.Do(ctx, s.DB, "export", func(ctx context.Context, lock *sqllock.Lock) error {
 		for {
 			if err := lock.Extend(ctx, ttl); err != nil { // the heartbeat
 				return err
@@ -65,6 +66,9 @@ func (p *page) export(ctx context.Context, tx *sql.Tx) error {
 		return err
 	}
 	fmt.Println("page", ids[0])
+	if err := p.s.Work(ctx); err != nil {
+		return err
+	}
 	_, err = tx.ExecContext(ctx, p.s.SQL("UPDATE pages SET exported = exported + 1 WHERE id = ?"), ids[0])
 	return err
 }

@@ -1,7 +1,7 @@
 // Partitions is a batch that any number of workers share: each takes a partition that
 // nobody has, books its orders in one transaction, and goes on to the next.
 //
-//	DSN=… go run ./examples/partitions
+//	DSN=… go run ./examples/partitions -pause 1s
 //
 // The transaction is on the session that holds the lock of the partition. So the server has
 // rolled back what a worker that was killed had begun before another one gets it: each order
@@ -24,7 +24,11 @@ func main() {
 }
 
 func run(ctx context.Context, s *server.Server) error {
-	err := s.Prepare(ctx, "CREATE TABLE IF NOT EXISTS orders (id bigint PRIMARY KEY, part bigint NOT NULL, booked bigint NOT NULL)")
+	err := s.Prepare(ctx, server.Table{
+		Name:    "orders",
+		Columns: "id bigint PRIMARY KEY, part bigint NOT NULL, booked bigint NOT NULL",
+		Rows:    "(1,1,0),(2,1,0),(3,2,0),(4,2,0),(5,3,0),(6,3,0)",
+	})
 	if err != nil {
 		return err
 	}
@@ -81,6 +85,9 @@ func book(s *server.Server, part int64) txguard.Func {
 		}
 		fmt.Printf("part %d: %d orders\n", part, len(orders))
 		for _, id := range orders {
+			if err := s.Work(ctx); err != nil {
+				return err
+			}
 			if _, err := tx.ExecContext(ctx, s.SQL("UPDATE orders SET booked = booked + 1 WHERE id = ?"), id); err != nil {
 				return err
 			}

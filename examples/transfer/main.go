@@ -29,7 +29,8 @@ func main() {
 }
 
 func run(ctx context.Context, s *server.Server) error {
-	if err := s.Prepare(ctx, "CREATE TABLE IF NOT EXISTS accounts (id bigint PRIMARY KEY, balance bigint NOT NULL)"); err != nil {
+	accounts := server.Table{Name: "accounts", Columns: "id bigint PRIMARY KEY, balance bigint NOT NULL", Rows: "(1,1000),(2,1000)"}
+	if err := s.Prepare(ctx, accounts); err != nil {
 		return err
 	}
 	pool := sqllock.NewPool(s.DB, sqllock.New(s.Locks(), sqllock.WithNamespace("bank")))
@@ -47,7 +48,11 @@ func run(ctx context.Context, s *server.Server) error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(append(errs, pool.Close(ctx))...)
+	balances, err := s.Numbers(ctx, s.DB, "SELECT balance FROM accounts WHERE id IN (1, 2) ORDER BY id")
+	if err == nil && len(balances) == 2 {
+		fmt.Println("balances", balances, "sum", balances[0]+balances[1])
+	}
+	return errors.Join(append(errs, err, pool.Close(ctx))...)
 }
 
 // move takes one from an account to another one.
@@ -71,6 +76,9 @@ func transfer(ctx context.Context, s *server.Server, from, to int64) error {
 			return err
 		}
 		balances[id] = balance
+	}
+	if err := s.Work(ctx); err != nil {
+		return err
 	}
 	balances[from]--
 	balances[to]++

@@ -24,7 +24,7 @@ func main() {
 }
 
 func run(ctx context.Context, s *server.Server) error {
-	if err := s.Prepare(ctx, "CREATE TABLE IF NOT EXISTS charges (id bigint PRIMARY KEY, n bigint NOT NULL)"); err != nil {
+	if err := s.Prepare(ctx, server.Table{Name: "charges", Columns: "id bigint PRIMARY KEY, n bigint NOT NULL", Rows: "(7,0)"}); err != nil {
 		return err
 	}
 	locker := sqllock.New(s.Locks(), sqllock.WithNamespace("shop"))
@@ -34,8 +34,17 @@ func run(ctx context.Context, s *server.Server) error {
 		opts = append(opts, txguard.WithEvidence(fence))
 	}
 	err := txguard.Do(ctx, locker, s.DB, "charges", func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "UPDATE charges SET n = n + 1 WHERE id = 7")
-		return err
+		if err := s.Work(ctx); err != nil {
+			return err
+		}
+		res, err := tx.ExecContext(ctx, "UPDATE charges SET n = n + 1 WHERE id = 7")
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || n != 1 { // of no account there is nothing to commit
+			return errors.Join(err, fmt.Errorf("%d accounts with id 7", n))
+		}
+		return nil
 	}, opts...)
 
 	// Do has looked it up by itself. It has given up after ten seconds if the database

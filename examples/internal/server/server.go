@@ -41,16 +41,24 @@ import (
 type Server struct {
 	DB       *sql.DB
 	Without  bool // the control: do without the lock, or whatever the example is about
+	pause    time.Duration
 	postgres bool
+}
+
+// Table is one that an example works on.
+type Table struct {
+	Name, Columns string
+	Rows          string // what an empty one gets, so that there is something to do
 }
 
 // Main parses the flags, and runs a program until it is done, or SIGINT or SIGTERM ends its
 // ctx. what is that which -without does without.
 func Main(what string, run func(ctx context.Context, s *Server) error) {
 	without := flag.Bool("without", false, "do without "+what+", to see what happens then")
+	pause := flag.Duration("pause", 0, "how long each piece of work takes, for who wants to watch")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := open(ctx, *without, run)
+	err := open(ctx, *without, *pause, run)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -58,12 +66,12 @@ func Main(what string, run func(ctx context.Context, s *Server) error) {
 	}
 }
 
-func open(ctx context.Context, without bool, run func(ctx context.Context, s *Server) error) (err error) {
+func open(ctx context.Context, without bool, pause time.Duration, run func(ctx context.Context, s *Server) error) (err error) {
 	dsn := os.Getenv("DSN")
 	if dsn == "" {
 		return errors.New("set DSN to a database: user:password@tcp(127.0.0.1:3306)/shop, or postgres://user:password@127.0.0.1/shop")
 	}
-	s := &Server{Without: without, postgres: strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")}
+	s := &Server{Without: without, pause: pause, postgres: strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")}
 	driver := "mysql"
 	if s.postgres {
 		driver = "pgx"
@@ -93,7 +101,7 @@ func (s *Server) Leases(ttl time.Duration) sqllock.Backend {
 
 // Prepare makes the tables of the library, and those of the example. It does so under a
 // lock, since several processes begin with it at the same time.
-func (s *Server) Prepare(ctx context.Context, statements ...string) error {
+func (s *Server) Prepare(ctx context.Context, tables ...Table) error {
 	var opts []migrations.Option
 	if s.postgres {
 		opts = append(opts, migrations.Postgres())
@@ -106,13 +114,35 @@ func (s *Server) Prepare(ctx context.Context, statements ...string) error {
 	}
 	locker := sqllock.New(s.Locks(), sqllock.WithNamespace("examples"))
 	return locker.Do(ctx, s.DB, "prepare", func(ctx context.Context, _ *sqllock.Lock) error {
-		for _, statement := range statements {
-			if _, err := s.DB.ExecContext(ctx, statement); err != nil {
+		for _, t := range tables {
+			if err := s.make(ctx, t); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+func (s *Server) make(ctx context.Context, t Table) error {
+	if _, err := s.DB.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS "+t.Name+" ("+t.Columns+")"); err != nil {
+		return err
+	}
+	n, err := s.Numbers(ctx, s.DB, "SELECT COUNT(*) FROM "+t.Name)
+	if err != nil || n[0] > 0 {
+		return err
+	}
+	_, err = s.DB.ExecContext(ctx, "INSERT INTO "+t.Name+" VALUES "+t.Rows)
+	return err
+}
+
+// Work is a piece of work, which takes as long as -pause says.
+func (s *Server) Work(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(s.pause):
+		return nil
+	}
 }
 
 // SQL is a statement with the placeholders of the server: ? is $1, $2 and so on for
