@@ -43,8 +43,8 @@
 // # What can happen
 //
 //   - The session of a lock ends: the row is still there, and so is the lock, until its TTL is
-//     over. With [WithPool] the handle goes on: it can be asked about, extended and released.
-//     Without, a release returns ErrUnknown, and Check does until the TTL is over, then ErrLost.
+//     over. With [WithPool] the handle goes on: it can be asked about, extended and released, in a
+//     Pool, too. Without, a release returns ErrUnknown, and Check does until the TTL is over, then ErrLost.
 //   - The process dies: its lock is free when its TTL is over, not before. Take a short one,
 //     and extend it (sqllock.KeepAlive in a Pool).
 //   - The answer to a claim is lost: the row is removed over the pool. Without one, or if the
