@@ -71,7 +71,8 @@
 //
 // Locks can't be shared, and have no fencing tokens: Token is 0 (txguard makes its own). Nothing
 // in the table says who holds a lock. Read-only servers, Galera, groups with several primaries
-// and tables that are not of InnoDB are refused. Of [sqllock.Key] names that are not 1 to 64
+// and tables that are not of InnoDB are refused. On MySQL and MariaDB the clock of the session must
+// not be set (SET timestamp). Of [sqllock.Key] names that are not 1 to 64
 // printable ASCII characters become others, which PHP does not know: see [WithName]. The columns
 // end in 2038, or 2106. The table is PHP's: nothing here makes or changes it.
 package symfony
