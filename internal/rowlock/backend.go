@@ -103,8 +103,9 @@ type attempt struct {
 	until   time.Time
 }
 
-// Acquire looks, and claims what is free, or waits and looks again. After an error that
-// leaves open whether it has been granted the lock it removes the row.
+// Acquire looks, and claims what is free, or waits and looks again; over the pool, if the
+// session turns out to be gone before a claim. After an error that leaves open whether it has
+// been granted the lock it removes the row.
 func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Request) (sqllock.Grant, error) {
 	id, err := b.id(req.Key)
 	if err != nil {
@@ -112,7 +113,16 @@ func (b *Backend) Acquire(ctx context.Context, conn *sql.Conn, req sqllock.Reque
 	}
 	a := &attempt{b: b, req: req, conn: conn, part: part{id, b.format.NewToken()}, ttl: b.lease(req)}
 	for {
-		err := b.apart(ctx, conn, func(dc any) { a.dc = dc }, func(o *on) error { return a.step(ctx, o) })
+		step := func(o *on) error { return a.step(ctx, o) }
+		err := b.apart(ctx, conn, func(dc any) { a.dc = dc }, step)
+		if errors.Is(err, sqllock.ErrSessionGone) && b.pool != nil && !errors.Is(err, errConnClosed) && !a.sent {
+			// To a Pool an error would say that the other locks of the session are gone, too.
+			if failed := b.withPool(ctx, poolTime, step); failed != nil {
+				err = fmt.Errorf("%w; %w", err, failed)
+			} else {
+				err = nil
+			}
+		}
 		switch {
 		case errors.Is(err, session.ErrNoSpare) && ctx.Err() != nil:
 			return sqllock.Grant{}, sqllock.ErrBusy // the wait has ended

@@ -91,6 +91,8 @@ func (q *queries) explain(err error) error {
 		return q.errShape(err)
 	case 1142, 1143, 1044, 1227: // ER_TABLEACCESS_DENIED_ERROR and the like
 		return fmt.Errorf("%w: it needs SELECT, INSERT, UPDATE and DELETE on table %s: %w", sqllock.ErrPermission, q.f.Table, err)
+	case 1792: // ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
+		return fmt.Errorf("%w: transactions of the session are READ ONLY by default (transaction_read_only, or tx_read_only on MariaDB): take that out of the DSN, or put it on those that need it: %w", sqllock.ErrUnsupported, err)
 	case 1290, 1836: // ER_OPTION_PREVENTS_STATEMENT, ER_READ_ONLY_MODE
 		return fmt.Errorf("%w: %w", errStandby("the server takes no writes"), err)
 	case rowLocked:

@@ -77,7 +77,8 @@ func (o *on) watch(ctx context.Context, all []part, before ...string) ([]bool, e
 }
 
 // ExtendAll extends a hundred grants by one statement, and asks which are held: what is held
-// then had been when it was extended, since what has ended stays so.
+// then had been when it was extended, since what has ended stays so. Where the session is gone
+// it goes over the pool: the rows are still there, and so are the locks.
 func (b *Backend) ExtendAll(ctx context.Context, conn *sql.Conn, grants []sqllock.Grant, ttl time.Duration) (held []bool, until time.Time, err error) {
 	n := seconds(ttl)
 	until = time.Now().Add(length(n))
@@ -87,7 +88,7 @@ func (b *Backend) ExtendAll(ctx context.Context, conn *sql.Conn, grants []sqlloc
 			return nil, time.Time{}, err
 		}
 		var answers []bool
-		err = b.alone(ctx, conn, func(o *on) (err error) {
+		err = b.over(ctx, conn, func(o *on) (err error) {
 			answers, err = o.watch(ctx, all, o.q.extendAll(all, n))
 			return err
 		})

@@ -44,18 +44,32 @@ func (b *Backend) Holder(ctx context.Context, q sqllock.Querier, key string) (sq
 	return b.holder(key, h), nil
 }
 
+// spared is a session that nobody has, so that the end of a ctx may cost it.
+type spared struct{ *sql.Conn }
+
 func (b *Backend) look(ctx context.Context, q sqllock.Querier, key string) (*held, error) {
 	id, err := b.id(key)
 	if err != nil {
 		return nil, err
 	}
 	h := new(held)
-	if _, ok := q.(*sql.Tx); ok {
-		var qs *queries
-		if qs, err = b.queriesOf(ctx, q); err == nil {
-			err = qs.explain(qs.askOver(ctx, q, qs.holders(id), h.dest()...))
+	ask := func(of, over sqllock.Querier) error {
+		qs, err := b.queriesOf(ctx, of)
+		if err != nil {
+			return err
 		}
-	} else {
+		return qs.explain(qs.askOver(ctx, over, qs.holders(id), h.dest()...))
+	}
+	switch q := q.(type) {
+	case *sql.Tx:
+		err = ask(q, q)
+	case *sql.DB:
+		var conn *sql.Conn
+		if conn, err = q.Conn(ctx); err == nil {
+			err = ask(conn, spared{conn})
+			_ = conn.Close() // nothing is left on it
+		}
+	default:
 		err = b.over(ctx, q, func(o *on) error { return o.run(ctx, h.dest(), o.q.holders(id)) })
 	}
 	if errors.Is(err, sql.ErrNoRows) {

@@ -99,10 +99,11 @@ func (q *queries) end(ttl int64) string {
 	return "LEAST(TIMESTAMPADD(MICROSECOND," + num((ttl+1)*1000000+q.skew) + "," + q.utc() + "),TIMESTAMP'2038-01-18 00:00:00')"
 }
 
-// past is the value for a lock that is free by every clock.
+// past is the value for a lock that is free by every clock: a whole second, so that no
+// rounding of a column makes it later.
 func (q *queries) past() string {
 	if q.pg {
-		return "least(" + q.until + "," + q.utc() + "-make_interval(secs=>" + num(q.skew) + "/1000000.0))"
+		return "least(" + q.until + ",date_trunc('second'," + q.utc() + ")-make_interval(secs=>" + num(q.skew) + "/1000000.0))"
 	}
 	return "LEAST(" + q.until + ",TIMESTAMPADD(MICROSECOND,-" + num(q.skew) + ",UTC_TIMESTAMP()))"
 }

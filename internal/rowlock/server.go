@@ -42,10 +42,13 @@ func (b *Backend) use(conn *sql.Conn, f func(*on) error) error {
 		err = pgsession.Use(conn, func(s *pgsession.Session) error { return f(&on{b: b, q: b.postgres, pg: s, dc: dc}) })
 	}
 	if errors.Is(err, sql.ErrConnDone) { // to the core that means that the lock is gone with its session
-		return fmt.Errorf("%w: the conn was closed", sqllock.ErrSessionGone)
+		return errConnClosed
 	}
 	return err
 }
+
+// errConnClosed is that there is no session to speak of any more.
+var errConnClosed = fmt.Errorf("%w: the conn was closed", sqllock.ErrSessionGone)
 
 // inside reports whether the session is in a transaction, or a statement would begin one.
 // The driver has that of the last answer; it is asked for again where it may be old.

@@ -16,7 +16,7 @@ import (
 // lock, by number and never by text. Errors that mean nothing in particular are
 // returned as they are: the session is usable then.
 func Classify(err error) error {
-	if err == nil || errors.Is(err, sql.ErrTxDone) || errors.Is(err, sql.ErrConnDone) {
+	if err == nil || errors.Is(err, sql.ErrTxDone) || errors.Is(err, sql.ErrConnDone) || errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
 	answer, ok := serverError(err)

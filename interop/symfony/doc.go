@@ -43,8 +43,8 @@
 // # What can happen
 //
 //   - The session of a lock ends: the row is still there, and so is the lock, until its TTL is
-//     over. With [WithPool] the handle goes on: it can be asked about, extended and released.
-//     Without, a release returns ErrUnknown, and Check does until the TTL is over, then ErrLost.
+//     over. With [WithPool] the handle goes on: it can be asked about, extended and released, in a
+//     Pool, too. Without, a release returns ErrUnknown, and Check does until the TTL is over, then ErrLost.
 //   - The process dies: its lock is free when its TTL is over, not before. Take a short one,
 //     and extend it (sqllock.KeepAlive in a Pool).
 //   - The answer to a claim is lost: the row is removed over the pool. Without one, or if the
@@ -71,7 +71,8 @@
 //
 // Locks can't be shared, and have no fencing tokens: Token is 0 (txguard makes its own). Nothing
 // in the table says who holds a lock. Read-only servers, Galera, groups with several primaries
-// and tables that are not of InnoDB are refused. Of [sqllock.Key] names that are not 1 to 64
+// and tables that are not of InnoDB are refused. On MySQL and MariaDB the clock of the session must
+// not be set (SET timestamp). Of [sqllock.Key] names that are not 1 to 64
 // printable ASCII characters become others, which PHP does not know: see [WithName]. The columns
 // end in 2038, or 2106. The table is PHP's: nothing here makes or changes it.
 package symfony
