@@ -78,6 +78,9 @@ func open(ctx context.Context, cmd *cli.Command, program string) (s *server, err
 	if err != nil {
 		return nil, err
 	}
+	if d := cmd.Duration("connect-timeout"); d <= 0 {
+		return nil, usage("--connect-timeout has to be more than 0, and is %v", d)
+	}
 	s = &server{target: t, namespace: cmd.String("namespace")}
 	defer func() {
 		// The constructors refuse names of tables by a panic, as for programmers.
