@@ -941,6 +941,11 @@ func testDoctor(c *commandOn) {
 		d.wants(t, map[string]string{"engine": "ok", "damage": "ok", "proxy": "ok", "right to KILL": "ok", "list of locks": "info"}, both...)
 	case testdb.Postgres:
 		d.wants(t, map[string]string{"pooler": "ok", "right to end": "ok"}, both...)
+		role := c.weak()
+		do(t, c.db, "ALTER ROLE "+role+" NOINHERIT")
+		do(t, c.db, "GRANT pg_signal_backend, pg_read_all_stats TO "+role) // of which it has nothing
+		bound := parsed[doctorAnswer](t, c.runAs(c.dsn(role), "doctor", "--json"))
+		bound.wants(t, map[string]string{"right to end": "info", "right to see": "info"}, both...)
 		separator := "?"
 		if strings.Contains(c.dsn(), "?") {
 			separator = "&"

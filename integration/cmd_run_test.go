@@ -726,10 +726,51 @@ func runHidden(t *testing.T, r *runner) {
 			t.Errorf("the list of processes has the DSN: %s", got)
 		}
 	}
+	// A flag may follow the arguments of the other commands.
+	t.Run("of an operator", func(t *testing.T) { runHiddenOperator(t, r, u.Host) })
 	p := r.cmd(t, "run", "--dsn", r.dsn, "--name", "hidden", "sh", "-c", show, "--dsn", "of the command")
 	p.begin().wants(0)
 	if got := p.stdout.String(); !strings.Contains(got, "--dsn of the command") || strings.Contains(strings.Split(got, "\n")[0], u.Host) {
 		t.Errorf("without --, the process looks like %s", got)
+	}
+}
+
+func runHiddenOperator(t *testing.T, r *runner, host string) {
+	c := conn(t, r.db)
+	lock, err := r.sessions.TryLock(t.Context(), c, "hidden too")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Release(context.Background()) //nolint:errcheck // the session ends
+	for _, args := range [][]string{
+		{"wait", "hidden too", "--dsn=" + r.dsn},
+		{"wait", "hidden too", "--dsn", r.dsn},
+		{"list", "--watch", "hidden too", "another", "and another", "--dsn", r.dsn},
+	} {
+		p := r.cmd(t, args...)
+		p.Env = append(p.Env, "SQLLOCK_DSN=")
+		p.Stdout, p.Stderr = nil, nil
+		pipe := p.StdoutPipe
+		if args[0] == "wait" {
+			pipe = p.StderrPipe
+		}
+		out, err := pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		said, _ := bufio.NewReader(out).ReadString('\n') // it is at work
+		got, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Process.Pid))
+		_ = p.Process.Kill()
+		_ = p.Wait()
+		if errors.Is(err, os.ErrNotExist) {
+			t.Skip("needs /proc")
+		}
+		if err != nil || said == "" || strings.Contains(string(got), host) || !strings.Contains(string(got), "hidden too") {
+			t.Errorf("sqllock %s: it said %q; the list of processes has %q, %v", args[0], said, got, err)
+		}
 	}
 }
 

@@ -85,6 +85,8 @@ func (d *doctor) failed(name string, err error) {
 
 // look makes the checks. One that fails keeps no other from being made.
 func (d *doctor) look(ctx context.Context) []check {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
 	if d.mysql != nil {
 		d.lookMySQL(ctx)
 	} else {
@@ -174,8 +176,11 @@ func judge(backend string, err error) verdict {
 	return verdict{backend, true, ""}
 }
 
-// tryTime is how long a backend is tried.
-const tryTime = 20 * time.Second
+// tryTime is how long a backend is tried, and lookTime how long all checks take at most.
+const (
+	tryTime  = 20 * time.Second
+	lookTime = 30 * time.Second
+)
 
 // try has two sessions take turns. What it acquires it releases, or it ends with the
 // session.

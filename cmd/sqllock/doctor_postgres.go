@@ -103,7 +103,8 @@ func poolerCheck(said, is int64) check {
 
 func (d *doctor) pgRights(ctx context.Context) {
 	var super, signal, stats, create sql.NullBool
-	err := d.ask(ctx, d.db, "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname=current_user),pg_has_role('pg_signal_backend','MEMBER'),pg_has_role('pg_read_all_stats','MEMBER'),"+
+	// A member that does not inherit has none of a role's rights: MEMBER would not tell.
+	err := d.ask(ctx, d.db, "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname=current_user),pg_has_role('pg_signal_backend','USAGE'),pg_has_role('pg_read_all_stats','USAGE'),"+
 		"has_schema_privilege(current_schema(),'CREATE')", &super, &signal, &stats, &create)
 	if err != nil {
 		d.failed("rights", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode"
 
@@ -74,10 +75,30 @@ func explain(err error) string {
 		return ""
 	}
 	text := strings.ReplaceAll(err.Error(), "sqllock: ", "")
+	if c := cli.ExitCoder(nil); e == nil && errors.As(err, &c) { // of the library: it found no such topic of help
+		text = withoutDSNs(text)
+	}
 	if errors.Is(err, sqllock.ErrNoTable) && !strings.Contains(text, "sqllock migrate") {
 		text += "; on the command line, sqllock migrate up makes the table"
 	}
 	return oneLine(text) // pgx tells of each address on a line
+}
+
+// A DSN is an argument where none belongs if the flag before it has lost its value: in
+// --namespace $NAMESPACE --dsn $DSN, for one, when the first variable is empty.
+const aDSN = "(a DSN, which is not shown)"
+
+var quotation = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|'[^']*'`)
+
+// withoutDSNs is an error of the library, which quotes arguments, without those.
+func withoutDSNs(text string) string { return quotation.ReplaceAllStringFunc(text, shown) }
+
+// shown is an argument as an error may show it.
+func shown(arg string) string {
+	if user, _, at := strings.Cut(arg, "@"); at && strings.Contains(user, ":") {
+		return aDSN
+	}
+	return arg
 }
 
 // oneLine makes one line of text, without what a terminal might take for its own: names
@@ -93,7 +114,7 @@ func oneLine(text string) string {
 
 // onUsageError makes what the parser of flags found one line, with an exit code.
 func onUsageError(_ context.Context, cmd *cli.Command, err error, _ bool) error {
-	text := err.Error()
+	text := withoutDSNs(err.Error())
 	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
 		name = strings.TrimLeft(name, "-")
 		text = fmt.Sprintf("there is no flag --%s", name)

@@ -88,7 +88,7 @@ func (s *server) list(ctx context.Context, names ...string) (*sight, error) {
 		return nil, err
 	}
 	seen := &sight{}
-	leases, err := s.leases.List(ctx, s.db)
+	leases, err := s.allLeases(ctx)
 	switch {
 	case errors.Is(err, sqllock.ErrNoTable):
 		seen.notes = append(seen.notes, "There are no leases: there is no usable table for them (sqllock doctor says why, sqllock migrate up makes one).")
@@ -118,6 +118,14 @@ const numbers = "number "
 
 // ofSessions lists the locks of sessions, doorbells of leases among them.
 func (s *server) ofSessions(ctx context.Context, names []string) (all []sqllock.Holder, note string, err error) {
+	err = answered(ctx, func(ctx context.Context) error {
+		all, note, err = s.ofSessionsNow(ctx, names)
+		return err
+	})
+	return all, note, err
+}
+
+func (s *server) ofSessionsNow(ctx context.Context, names []string) (all []sqllock.Holder, note string, err error) {
 	switch b := s.sessions.(type) {
 	case *mysqlnamed.Backend:
 		all, err = b.List(ctx, s.db)

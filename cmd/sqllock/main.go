@@ -108,7 +108,7 @@ func noCommand(_ context.Context, cmd *cli.Command) error {
 	if like := cli.SuggestCommand(cmd.Commands, name); similar(like, name) {
 		also = fmt.Sprintf("; did you mean %s?", like)
 	}
-	return usage("there is no command %s%s; sqllock help lists them", name, also)
+	return usage("there is no command %s%s; sqllock help lists them", shown(name), also)
 }
 
 // similar says whether a suggestion is worth making: the library makes one in any case.

@@ -42,6 +42,16 @@ func TestUsageErrors(t *testing.T) {
 		{"rnu", "there is no command rnu; did you mean run?; sqllock help lists them", 64},
 		{"frobnicate", "there is no command frobnicate; sqllock help lists them", 64},
 		{"help frobnicate", "No help topic for 'frobnicate'", 64},
+		// A DSN whose flag has become the value of the one before, as in --namespace $EMPTY --dsn $DSN.
+		{"--namespace --dsn mysql://app:hush@db/billing list", "there is no command (a DSN, which is not shown); sqllock help lists them", 64},
+		{"sweep mysql://app:hush@db/billing", `sqllock sweep takes no arguments, and got "(a DSN, which is not shown)"; see sqllock sweep --help`, 64},
+		{"migrate app:hush@tcp(db)/billing", `sqllock migrate takes one of up, down, status and print, and got "(a DSN, which is not shown)"; see sqllock migrate --help`, 64},
+		{
+			"list --interval mysql://app:hush@db/billing", "invalid value (a DSN, which is not shown) for --interval: time: invalid duration (a DSN, which is not shown); " +
+				"a duration has a unit, as in 30s, 10m or 1h30m; see sqllock list --help", 64,
+		},
+		{"help mysql://app:hush@db/billing", "No help topic for (a DSN, which is not shown)", 64},
+		{"list --dsn app@tcp(127.0.0.1:1)/ --connect-timeout 0s", "--connect-timeout has to be more than 0, and is 0s", 64},
 		{"--frobnicate", "there is no flag --frobnicate; see sqllock --help", 64},
 		{"run", "run needs the name of a lock" + example, 64},
 		{"run --name", "--name needs a value; see sqllock run --help", 64},

@@ -25,7 +25,7 @@ func migrateCommand() *cli.Command {
 		},
 		OnUsageError: onUsageError,
 		Action: func(_ context.Context, cmd *cli.Command) error {
-			return usage("sqllock migrate takes one of up, down, status and print, and got %q; see sqllock migrate --help", cmd.Args().First())
+			return usage("sqllock migrate takes one of up, down, status and print, and got %q; see sqllock migrate --help", shown(cmd.Args().First()))
 		},
 		Commands: []*cli.Command{
 			{
@@ -144,7 +144,7 @@ func (s *server) lossOf(ctx context.Context, cmd *cli.Command, st *tableState) (
 	if cmd.Bool("fences") {
 		return what + " What an older holder may not write any more is known from its rows: nobody may be at work with it.", nil
 	}
-	all, err := s.leases.List(ctx, s.db)
+	all, err := s.allLeases(ctx)
 	if errors.Is(err, sqllock.ErrNoTable) {
 		return what, nil
 	}

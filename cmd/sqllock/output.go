@@ -169,7 +169,7 @@ func oneName(cmd *cli.Command) (string, error) {
 // noArgs refuses what a command would not heed.
 func noArgs(cmd *cli.Command) error {
 	if n := cmd.Args().Len(); n > 0 {
-		return usage("%s takes no arguments, and got %q; see %s --help", cmd.FullName(), cmd.Args().First(), cmd.FullName())
+		return usage("%s takes no arguments, and got %q; see %s --help", cmd.FullName(), shown(cmd.Args().First()), cmd.FullName())
 	}
 	return nil
 }

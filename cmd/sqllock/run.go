@@ -279,7 +279,7 @@ func (j *job) refused(ctx context.Context, s *server, locker *sqllock.Locker, er
 	if j.skipOK {
 		code = 0
 	}
-	if j.quiet {
+	if j.quiet && j.wait == 0 { // then the server has just said that it is busy
 		return &exitError{code: code}
 	}
 	var text strings.Builder
@@ -287,9 +287,16 @@ func (j *job) refused(ctx context.Context, s *server, locker *sqllock.Locker, er
 	if j.wait > 0 {
 		fmt.Fprintf(&text, ": after %s of waiting", j.wait)
 	}
-	short, cancel := context.WithTimeout(ctx, 5*time.Second)
+	short, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	switch h, asked := locker.Holder(short, s.db, j.name); {
+	h, asked := locker.Holder(short, s.db, j.name)
+	switch {
+	case j.wait > 0 && errors.Is(asked, context.DeadlineExceeded) && ctx.Err() == nil:
+		return &exitError{exitUnavailable, fmt.Errorf("%s the server does not answer; the command was not started", &text)}
+	case j.quiet:
+		return &exitError{code: code}
+	}
+	switch {
 	case errors.Is(asked, sqllock.ErrNotHeld):
 		text.WriteString(": another one held the lock, and has just released it")
 	case asked != nil:

@@ -71,12 +71,15 @@ func open(ctx context.Context, cmd *cli.Command, program string) (s *server, err
 			return nil, err
 		}
 		if cmd.IsSet("dsn") {
-			hideDSN(dsn, cmd.Args().Len())
+			hideDSN(dsn, ofTheCommand(cmd))
 		}
 	}
 	t, err := parseDSN(dsn)
 	if err != nil {
 		return nil, err
+	}
+	if d := cmd.Duration("connect-timeout"); d <= 0 {
+		return nil, usage("--connect-timeout has to be more than 0, and is %v", d)
 	}
 	s = &server{target: t, namespace: cmd.String("namespace")}
 	defer func() {
@@ -137,6 +140,15 @@ func unreachable(ctx context.Context, t *target, err error) error {
 		return &exitError{exitUnavailable, fmt.Errorf("%s can't be reached: no answer within --connect-timeout", t)}
 	}
 	return &exitError{exitUnavailable, fmt.Errorf("%s can't be reached: %w", t, err)}
+}
+
+// ofTheCommand is how many of the last arguments are those of a command to run. Flags can
+// follow the arguments of all others.
+func ofTheCommand(cmd *cli.Command) int {
+	if cmd.StopOnNthArg == nil {
+		return 0
+	}
+	return cmd.Args().Len()
 }
 
 // close gives back what open has taken.

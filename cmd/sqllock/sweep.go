@@ -49,7 +49,7 @@ func (s *server) sweepDry(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	all, err := s.leases.List(ctx, s.db)
+	all, err := s.allLeases(ctx)
 	if err != nil {
 		return advise(err)
 	}

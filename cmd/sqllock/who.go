@@ -182,7 +182,11 @@ func (s *server) look(ctx context.Context, key string) (*sight, error) {
 		return nil, err
 	}
 	seen := &sight{}
-	h, err := s.leases.Holder(ctx, s.db, key)
+	var h sqllock.Holder
+	err = answered(ctx, func(ctx context.Context) (err error) {
+		h, err = s.leases.Holder(ctx, s.db, key)
+		return err
+	})
 	switch {
 	case err == nil && (!h.Alive || !h.Expires.IsZero()):
 		seen.locks = append(seen.locks, held{h, lease, now})
@@ -213,19 +217,24 @@ func (s *sight) add(h held) {
 }
 
 // sessionsWith are those that have the lock of a session.
-func (s *server) sessionsWith(ctx context.Context, key string) ([]sqllock.Holder, error) {
-	if b, ok := s.sessions.(*pgadvisory.Backend); ok {
-		all, err := b.List(ctx, s.db, key)
-		return slices.DeleteFunc(all, func(h sqllock.Holder) bool { return h.Key != key }), err
-	}
-	h, err := s.sessions.Holder(ctx, s.db, key)
-	switch {
-	case errors.Is(err, sqllock.ErrNotHeld):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	return []sqllock.Holder{h}, nil
+func (s *server) sessionsWith(ctx context.Context, key string) (all []sqllock.Holder, err error) {
+	err = answered(ctx, func(ctx context.Context) error {
+		if b, ok := s.sessions.(*pgadvisory.Backend); ok {
+			all, err = b.List(ctx, s.db, key)
+			all = slices.DeleteFunc(all, func(h sqllock.Holder) bool { return h.Key != key })
+			return err
+		}
+		h, err := s.sessions.Holder(ctx, s.db, key)
+		switch {
+		case errors.Is(err, sqllock.ErrNotHeld):
+			return nil
+		case err != nil:
+			return err
+		}
+		all = []sqllock.Holder{h}
+		return nil
+	})
+	return all, err
 }
 
 // describe adds to a lock of a session what its driver has told the server of the process,
@@ -350,24 +359,52 @@ func (s *server) mode(args []any) []any {
 	return append([]any{pgx.QueryExecModeExec}, args...)
 }
 
+// answerTime is how long the server has for an answer to what is only asked: at night, a
+// table that somebody has locked, or a server that hangs, is what is to be told.
+const answerTime = 5 * time.Second
+
+// answered asks within answerTime.
+func answered(ctx context.Context, ask func(context.Context) error) error {
+	short, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	err := ask(short)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return fmt.Errorf("the server did not answer for %v; is the table locked (LOCK TABLE, ALTER TABLE, a backup)? (%w)", answerTime, context.DeadlineExceeded)
+	}
+	return err
+}
+
 // ask runs a query that answers with one row.
 func (s *server) ask(ctx context.Context, q querier, query string, dest ...any) error {
-	return q.QueryRowContext(ctx, query, s.mode(nil)...).Scan(dest...)
+	return answered(ctx, func(ctx context.Context) error {
+		return q.QueryRowContext(ctx, query, s.mode(nil)...).Scan(dest...)
+	})
+}
+
+// allLeases is what the table of leases has.
+func (s *server) allLeases(ctx context.Context) (all []sqllock.Holder, err error) {
+	err = answered(ctx, func(ctx context.Context) error {
+		all, err = s.leases.List(ctx, s.db)
+		return err
+	})
+	return all, err
 }
 
 // each runs a query, and calls f for each row.
 func (s *server) each(ctx context.Context, query string, f func(scan func(...any) error) error, args ...any) error {
-	rows, err := s.db.QueryContext(ctx, query, s.mode(args)...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := f(rows.Scan); err != nil {
+	return answered(ctx, func(ctx context.Context) error {
+		rows, err := s.db.QueryContext(ctx, query, s.mode(args)...)
+		if err != nil {
 			return err
 		}
-	}
-	return rows.Err()
+		defer rows.Close()
+		for rows.Next() {
+			if err := f(rows.Scan); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
 }
 
 // short is an error without the prefix of the library, which means nothing here.
