@@ -450,9 +450,10 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 	for {
 		select {
 		case s := <-signals:
-			if why == nil && !(continues(s) && gone()) { // it is being stopped already, or about to be
-				c.pass(s)
+			if why != nil || continues(s) && gone() {
+				continue // it is being stopped already, or about to be
 			}
+			c.pass(s)
 		case <-lost:
 			lost = nil
 			stop(fmt.Errorf("the command was stopped, since %w", reason(lock.Err())))
