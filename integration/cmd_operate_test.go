@@ -503,10 +503,16 @@ func testList(c *commandOn) {
 	if len(all) != 2 || !has(name, "session") || !has(name+"-lease", "lease") {
 		t.Errorf("list NAME... --json: %+v", all)
 	}
+	if !c.isPG() { // where locks of sessions are seen by everybody
+		stranger := user(t, c.server, schema(t, c.server), "SELECT") // of another database
+		name, _, _ := strings.Cut(ask[string](t, stranger, "SELECT CURRENT_USER()"), "@")
+		do(t, c.db, "GRANT INSERT ON "+c.database+".shared_locks TO "+name+"@'%'")
+		c.runAs(c.dsn(name), "list", "--json").wants(t, 69, "neither leases nor locks of sessions can be listed", "SELECT, INSERT, UPDATE and DELETE")
+	}
 	c.run("list", "nobody").wants(t, 0, "No lock is held")
 	c.run("list", "--json", "nobody").wants(t, 0, "[]")
 	do(t, c.db, "DROP TABLE shared_locks")
-	c.run("list").wants(t, 0, "There are no leases", "sqllock migrate up")
+	c.run("list").wants(t, 0, "There are no leases to be seen", "sqllock migrate up")
 }
 
 // testWatch: it goes on until it is interrupted, over what changes.

@@ -88,11 +88,13 @@ func (s *server) list(ctx context.Context, names ...string) (*sight, error) {
 		return nil, err
 	}
 	seen := &sight{}
+	var blind error
 	leases, err := s.allLeases(ctx)
 	switch {
 	case errors.Is(err, sqllock.ErrNoTable):
-		seen.notes = append(seen.notes, "There are no leases: there is no usable table for them (sqllock doctor says why, sqllock migrate up makes one).")
+		seen.notes = append(seen.notes, "There are no leases to be seen: there is no usable table that this user may read (sqllock doctor says why, sqllock migrate up makes one).")
 	case err != nil:
+		blind = err
 		seen.notes = append(seen.notes, fmt.Sprintf("Leases can't be seen: %v.", short(err)))
 	}
 	for _, h := range leases {
@@ -105,6 +107,9 @@ func (s *server) list(ctx context.Context, names ...string) (*sight, error) {
 	}
 	for _, h := range sessions {
 		seen.add(held{h, ofSession, now})
+	}
+	if note != "" && blind != nil { // an empty list would look like locks that are free
+		return nil, fmt.Errorf("neither leases nor locks of sessions can be listed, but one by its name, by sqllock who NAME: %w", blind)
 	}
 	if note != "" {
 		seen.notes = append(seen.notes, note)
