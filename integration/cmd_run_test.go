@@ -833,7 +833,11 @@ func onTerminal(t *testing.T, p *proc) *tty {
 		_ = p.Process.Kill()
 		<-p.over
 		_ = f.Close()
-		<-read
+		select {
+		case <-read:
+		case <-time.After(5 * time.Second):
+			t.Error("something is left that has the terminal")
+		}
 		if t.Failed() {
 			t.Logf("the terminal showed:\n%s", term.shown())
 		}

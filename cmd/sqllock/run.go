@@ -438,6 +438,8 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 	kill := time.NewTimer(math.MaxInt64)
 	defer kill.Stop()
 	var last time.Time // when it is killed
+	continued := make(chan os.Signal, 1)
+	listen(continued, continuing()...)
 	// gone asks before a command that was stopped goes on: then Done is closed, too.
 	gone := func() bool { return errors.Is(lock.Check(ctx), sqllock.ErrLost) }
 	stop := func(err error) {
@@ -450,10 +452,13 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 	for {
 		select {
 		case s := <-signals:
-			if why != nil || continues(s) && gone() {
-				continue // it is being stopped already, or about to be
+			if why == nil { // it is being stopped already
+				c.pass(s)
 			}
-			c.pass(s)
+		case <-continued:
+			if why == nil && !gone() {
+				c.resume()
+			}
 		case <-lost:
 			lost = nil
 			stop(fmt.Errorf("the command was stopped, since %w", reason(lock.Err())))
@@ -468,7 +473,7 @@ func (j *job) supervise(ctx context.Context, c *child, lock *sqllock.Lock, signa
 		case <-kill.C:
 			c.kill()
 		case sig := <-c.stops:
-			if !c.suspend(sig) {
+			if !c.suspend(sig, continued) {
 				continue
 			}
 			if !gone() {

@@ -13,7 +13,7 @@ func endingSignals() []os.Signal { return []os.Signal{os.Interrupt} }
 // passedSignals are none: what comes from the console comes to the command as well.
 func passedSignals() []os.Signal { return nil }
 
-func continues(os.Signal) bool { return false }
+func continuing() []os.Signal { return nil }
 
 func signalNumber(os.Signal) int { return 2 }
 
@@ -48,6 +48,6 @@ func (c *child) kill() { _ = c.process.Kill() }
 
 func (c *child) left() bool { return false }
 
-func (c *child) suspend(os.Signal) bool { return false }
+func (c *child) suspend(os.Signal, <-chan os.Signal) bool { return false }
 
 func (c *child) resume() {}

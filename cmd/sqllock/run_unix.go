@@ -20,11 +20,11 @@ func endingSignals() []os.Signal {
 
 // passedSignals go on to the command, too.
 func passedSignals() []os.Signal {
-	return []os.Signal{syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGTSTP, syscall.SIGCONT}
+	return []os.Signal{syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGTSTP}
 }
 
-// continues reports whether a signal has a command that was stopped go on.
-func continues(s os.Signal) bool { return s == syscall.SIGCONT }
+// continuing is the signal that has us, and the command, go on.
+func continuing() []os.Signal { return []os.Signal{syscall.SIGCONT} }
 
 func signalNumber(s os.Signal) int {
 	n, _ := s.(syscall.Signal)
@@ -135,10 +135,6 @@ func (c *child) aliveLocked() bool { return syscall.Kill(-c.pid, 0) != syscall.E
 // pass passes a signal on to the command's group.
 func (c *child) pass(s os.Signal) {
 	n, _ := s.(syscall.Signal)
-	if n == syscall.SIGCONT {
-		c.resume()
-		return
-	}
 	c.send(n)
 }
 
@@ -162,8 +158,8 @@ func (c *child) left() bool {
 }
 
 // suspend is what follows when the command has been stopped. It returns when we have
-// been told to go on, and reports whether the command is to go on.
-func (c *child) suspend(why syscall.Signal) (goOn bool) {
+// been told to go on, which continued says, and reports whether the command is to go on.
+func (c *child) suspend(why syscall.Signal, continued <-chan os.Signal) (goOn bool) {
 	if c.tty == nil {
 		return false // who stopped it continues it
 	}
@@ -172,14 +168,21 @@ func (c *child) suspend(why syscall.Signal) (goOn bool) {
 		return true
 	}
 	c.takeBack()
-	again := make(chan os.Signal, 1)
-	signal.Notify(again, syscall.SIGCONT)
-	defer signal.Stop(again)
+	select {
+	case <-continued: // before the command was stopped
+	default:
+	}
 	// SIGTSTP would say it better, but is one that we listen to, which Go can't undo.
 	_ = syscall.Kill(0, syscall.SIGTTIN)
 	select {
-	case <-again:
+	case <-continued:
+		return true
 	case <-time.After(200 * time.Millisecond): // nobody could continue us, so the kernel has not stopped us
+	}
+	// Or it has, for longer than that, and what has continued us is still to be told.
+	select {
+	case <-continued:
+	case <-time.After(50 * time.Millisecond):
 	}
 	return true
 }
