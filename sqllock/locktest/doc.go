@@ -15,7 +15,7 @@
 // session of the same user, if a lock is one of a session.
 //
 // The suite takes names that nobody else uses, so it may share a server. Its
-// tests run one after another, but for those that wait for a TTL. Several suites
+// tests run one after another. Several suites
 // may run at the same time; the test that looks for goroutines that were left
 // behind waits until it is alone. No test asserts how fast something is.
 package locktest

@@ -69,20 +69,14 @@ func Run(t *testing.T, cfg Config) {
 	if cfg.Kill != nil {
 		tests = append(tests, sessionTests()...)
 	}
-	if _, leases := cfg.Backend.(sqllock.Leaser); !leases {
+	if _, leases := cfg.Backend.(sqllock.Leaser); leases {
+		tests = append(tests, leaseTests(cfg.Kill != nil)...)
+	} else {
 		tests = append(tests, subtest{"NoTTL", testNoTTL})
-	}
-	var leases sync.WaitGroup
-	if _, ok := cfg.Backend.(sqllock.Leaser); ok {
-		// They wait, most of the time, so they do it beside the others.
-		for _, test := range leaseTests(cfg.Kill != nil) {
-			leases.Go(func() { t.Run(test.name, func(t *testing.T) { cfg.run(t, test) }) })
-		}
 	}
 	for _, test := range append(tests, optionalTests(cfg.Backend)...) {
 		t.Run(test.name, func(t *testing.T) { cfg.run(t, test) })
 	}
-	leases.Wait()
 	t.Run("GoroutineLeaks", func(t *testing.T) {
 		for !alone.TryLock() {
 			time.Sleep(10 * time.Millisecond) // a Lock would keep other suites from going on
