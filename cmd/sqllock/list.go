@@ -108,7 +108,7 @@ func (s *server) list(ctx context.Context, names ...string) (*sight, error) {
 	for _, h := range sessions {
 		seen.add(held{h, ofSession, now})
 	}
-	if note != "" && blind != nil { // an empty list would look like locks that are free
+	if blind != nil && note != "" && len(sessions) == 0 { // an empty list would look like locks that are free
 		return nil, fmt.Errorf("neither leases nor locks of sessions can be listed, but one by its name, by sqllock who NAME: %w", blind)
 	}
 	if note != "" {
