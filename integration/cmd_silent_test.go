@@ -91,7 +91,7 @@ func TestPGCommandSilent(t *testing.T) {
 	name := lockName("silent")
 	acquire(t, c.sessions, conn(t, c.db), name)
 	for asks, args := range map[string][]string{
-		"FROM pg_stat_activity WHERE datname=current_database() AND application_name='sqllock wait'": {"wait", name, "--timeout", "2s"},
+		"FROM pg_stat_activity WHERE datname=current_database() AND application_name='sqllock wait' AND query LIKE '%locks%'": {"wait", name, "--timeout", "2s"},
 		"FROM pg_locks l JOIN pg_stat_activity a ON a.pid=l.pid WHERE a.datname=current_database() AND locktype='advisory' AND NOT granted": {
 			"run", "--name", name, "--wait", "2s", "--skip-ok", "--quiet", "--", "true",
 		},
